@@ -1,0 +1,1 @@
+"""The image side: networks and their tensor mathematics, free of ComfyUI."""

@@ -1,0 +1,53 @@
+"""The only user of folder_paths for models: registers the pack's folders and resolves untrusted names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+FOLDERS = {
+    "vlm": {".safetensors", ".json"},
+    "omnigen": {".safetensors", ".json"},
+    "dreamomni": {".safetensors", ".json"},
+}
+
+
+def register_folders() -> None:
+    """Add `models/<key>` beside whatever extra_model_paths.yaml or another pack registered before us."""
+    for key, extensions in FOLDERS.items():
+        folder_paths.add_model_folder_path(key, os.path.join(folder_paths.models_dir, key))
+        paths, known = folder_paths.folder_names_and_paths[key]
+        # A new key lists every file; a key somebody else made keeps what it accepts.
+        folder_paths.folder_names_and_paths[key] = (
+            paths,
+            set(known) | extensions if known else set(extensions),
+        )
+
+
+def model_folder_names(key: str) -> list[str]:
+    """Names of the sub-folders of `models/<key>` that hold a config.json or a safetensors file, sorted."""
+    names = {
+        entry.name
+        for root in folder_paths.get_folder_paths(key)
+        if os.path.isdir(root)
+        for entry in Path(root).iterdir()
+        if entry.is_dir() and (any(entry.glob("*.json")) or any(entry.rglob("*.safetensors")))
+    }
+    return sorted(names)
+
+
+def model_folder(key: str, name: str) -> Path:
+    """The folder `name` below a root of `key`; raises on an unknown name or one that leaves the root."""
+    roots = folder_paths.get_folder_paths(key)
+    for root in roots:
+        base = Path(root).resolve()
+        candidate = (base / name).resolve()
+        if name and candidate != base and candidate.is_relative_to(base) and candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"no model folder {name!r} in {', '.join(roots)}; "
+        f"found: {', '.join(model_folder_names(key)) or 'none'}. "
+        "Put the model in a folder of its own below one of these and press R to refresh."
+    )

@@ -1,0 +1,15 @@
+"""The ComfyUI faces of the pack; each file ends with the list of its nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+NODES: list[type[io.ComfyNode]] = []
+
+
+class DreamOmniExtension(ComfyExtension):
+    """Everything the pack offers to ComfyUI."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes of the pack."""
+        return NODES

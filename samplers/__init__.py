@@ -1,0 +1,1 @@
+"""Rectified flow: the convention, schedules, solvers and guidance, as plain functions."""

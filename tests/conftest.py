@@ -1,0 +1,65 @@
+"""Loads the pack as package `pack` the way ComfyUI does, and puts the host on the path behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_host() -> Path | None:
+    """The ComfyUI tree: COMFYUI_DIR, the tree the pack sits in, or the pinned one."""
+    places = [os.environ.get("COMFYUI_DIR"), ROOT.parent.parent, ROOT / ".comfyui"]
+    return next((Path(place) for place in places if place and (Path(place) / "comfy_api").is_dir()), None)
+
+
+def load_pack() -> None:
+    spec = importlib.util.spec_from_file_location(
+        "pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = module
+    spec.loader.exec_module(module)
+
+
+HOST = find_host()
+load_pack()
+if HOST is not None:
+    sys.path.append(str(HOST))
+    from comfy.cli_args import args
+
+    args.cpu = True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("host") and HOST is None:
+            item.add_marker(pytest.mark.skip(reason="no ComfyUI; run `python dev.py test`"))
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty `models` folder that ComfyUI's folder_paths uses for every kind, ours too, during one test."""
+    from pack.model_loaders import paths
+
+    import folder_paths
+
+    folders = {}
+    for kind, (_, extensions) in folder_paths.folder_names_and_paths.items():
+        (tmp_path / "models" / kind).mkdir(parents=True, exist_ok=True)
+        folders[kind] = ([str(tmp_path / "models" / kind)], extensions)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", folders)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    paths.register_folders()
+    return tmp_path / "models"

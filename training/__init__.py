@@ -1,0 +1,1 @@
+"""Datasets, synthesis, objective, adapters, trainer and evaluation on plain torch modules."""

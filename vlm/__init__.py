@@ -1,0 +1,1 @@
+"""The language side: instructions and pictures in, prompts and hidden states out."""
