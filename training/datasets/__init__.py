@@ -1,0 +1,1 @@
+"""Readers of the dataset layouts that `training.dataset.open_dataset` recognises."""

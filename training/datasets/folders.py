@@ -1,0 +1,104 @@
+"""Folders of pictures with captions and control pictures, as ai-toolkit and musubi-tuner use them.
+
+    dataset/target/cat.png  dataset/target/cat.txt          the result and its instruction
+    dataset/control/cat.png                                 ai-toolkit: the source, same name
+    dataset/control_1/cat.png  dataset/control_2/cat.png    ai-toolkit: further pictures, one folder each
+    dataset/control/cat_0.png  dataset/control/cat_1.png    musubi-tuner: numbered pictures of one target
+
+The first control picture is the source, the others are references.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from .records import IMAGE_SUFFIXES, Picture, SampleRecord
+
+TARGET_FOLDERS = ("target", "targets", "images", "image", "img")
+NUMBERED = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name; sub-folders are not entered."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+class FolderRecords:
+    """Samples of a folder of targets, captions and control pictures; only names are kept in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        target_folder = next((folder / name for name in TARGET_FOLDERS if (folder / name).is_dir()), folder)
+        self._targets = pictures_in(target_folder)
+        if not self._targets:
+            raise ValueError(
+                f"{folder} holds no dataset: no .tar shards, no .jsonl file and no pictures. Put targets and "
+                f"captions (cat.png, cat.txt) into {folder / 'target'} and their sources into "
+                f"{folder / 'control'}."
+            )
+        places = sorted(
+            path for path in folder.iterdir() if path.is_dir() and path.name.startswith("control")
+        )
+        self._controls = self._match(places)
+        self._has_controls = bool(places)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def record(self, index: int) -> SampleRecord:
+        """The sample at `index`; a missing caption or control picture raises FileNotFoundError."""
+        target = self._targets[index]
+        controls = [Picture(path=path, label=path.name) for path in self._controls.get(target.stem, [])]
+        if self._has_controls and not controls:
+            raise FileNotFoundError(
+                f"{target.name} has no control picture: expected {target.stem}.png or {target.stem}_0.png "
+                "in the control folder."
+            )
+        return SampleRecord(
+            id=target.stem,
+            task="edit" if controls else "generate",
+            instruction=self._caption(target),
+            source=controls[0] if controls else None,
+            references=tuple(controls[1:]),
+            target=Picture(path=target, label=target.name),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of all names, sizes and times of change."""
+        digest = hashlib.sha256()
+        files = [*self._targets, *(target.with_suffix(".txt") for target in self._targets)]
+        files += [path for paths in self._controls.values() for path in paths]
+        for path in files:
+            if path.is_file():
+                status = path.stat()
+                digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def _match(self, places: list[Path]) -> dict[str, list[Path]]:
+        stems = {target.stem for target in self._targets}
+        found: dict[str, list[Path]] = {}
+        for place in places:
+            numbered: list[tuple[str, int, Path]] = []
+            for path in pictures_in(place):
+                match = NUMBERED.fullmatch(path.stem)
+                if path.stem in stems:
+                    # A whole name wins: control cat_1.png belongs to a target cat_1.png if there is one.
+                    numbered.append((path.stem, -1, path))
+                elif match and match["stem"] in stems:
+                    numbered.append((match["stem"], int(match["number"]), path))
+            for stem, _, path in sorted(numbered):
+                found.setdefault(stem, []).append(path)
+        return found
+
+    def _caption(self, target: Path) -> str:
+        path = target.with_suffix(".txt")
+        try:
+            words = path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{target.name} has no caption: write the instruction into {path.name} beside it."
+            ) from error
+        if not words:
+            raise ValueError(f"{path} is empty: write the instruction of {target.name} into it.")
+        return words

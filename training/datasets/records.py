@@ -1,0 +1,118 @@
+"""What one training sample is on disk: words in memory, pictures as places in files."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded; 8000 x 8000 px. Larger ones are refused before any pixel is read."""
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+def flatten_on_white(image: Image.Image) -> Image.Image:
+    """RGB of a picture of any mode; what is transparent becomes white."""
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_picture(data: bytes | Path, where: str) -> Image.Image:
+    """The upright picture in a file or in bytes, any mode.
+
+    Raises ValueError for what is unreadable or larger than MAX_PIXELS; `where` names it in the message.
+    """
+    try:
+        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"{where} has {image.width}x{image.height} px, allowed are {MAX_PIXELS // 10**6} million "
+                "pixels. Make it smaller and load again."
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{where} is not a readable picture ({error}). Replace or remove it.") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture that is not read yet: a whole file, or `size` bytes at `offset` of an archive."""
+
+    path: Path
+    label: str
+    """Name in error messages, for example `samples.jsonl line 7, target cat.png`."""
+    offset: int = 0
+    size: int | None = None
+
+    def read_bytes(self) -> bytes:
+        """The encoded picture."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(-1 if self.size is None else self.size)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.label}: there is no file {self.path}.") from error
+
+    def load(self) -> Image.Image:
+        """The picture as RGB, transparency on white."""
+        return flatten_on_white(decode_picture(self.read_bytes(), self.label))
+
+    def load_mask(self) -> Image.Image:
+        """The picture as one channel of 0..255."""
+        return decode_picture(self.read_bytes(), self.label).convert("L")
+
+    def require(self) -> None:
+        """Raise FileNotFoundError, naming the line that wants it, if the file is missing."""
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.label}: there is no file {self.path}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRecord:
+    """One sample without its pixels."""
+
+    id: str
+    task: str
+    instruction: str
+    source: Picture | None
+    references: tuple[Picture, ...]
+    target: Picture
+    mask: Picture | None = None
+    scene: dict[str, Any] | None = None
+    """Description of what is drawn where, written by the sticker pipeline."""
+    tagged_instruction: str | None = None
+    """The words with OmniGen's image tags, when the file had them."""
+
+    @property
+    def mode(self) -> str:
+        """`edit` or `generate`: which of the two LoRAs the sample belongs to."""
+        if self.task in {"edit", "generate"}:
+            return self.task
+        return "generate" if self.source is None else "edit"
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures the sample needs."""
+        return tuple(item for item in (self.source, *self.references, self.target, self.mask) if item)
+
+
+class Records(Protocol):
+    """Random access to sample records; memory does not grow with their number."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def record(self, index: int) -> SampleRecord:
+        """The sample at `index`, 0 <= index < len."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the samples change on disk."""
+        ...

@@ -1,0 +1,154 @@
+"""Webdataset shards: plain tar files, the members of one sample next to each other.
+
+Members of a sample are `<id>.json` (instruction, task, scene) or `<id>.txt` (instruction), then
+`<id>.source.png`, `<id>.ref_0.png`, ..., `<id>.target.png`, `<id>.mask.png`; jpg and webp are read too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from array import array
+from pathlib import Path
+from typing import Any
+
+from .records import IMAGE_SUFFIXES, Picture, SampleRecord
+
+INDEX_SUFFIX = ".index"
+"""`shard-000000.tar.index`: the byte offset of every sample as little-endian 64-bit numbers."""
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """(sample id, part) of a member: webdataset splits at the first dot of the file name."""
+    folder, _, base = name.rpartition("/")
+    key, _, part = base.partition(".")
+    return (f"{folder}/{key}" if folder else key), part.lower()
+
+
+def scan_offsets(path: Path) -> array:
+    """Byte offsets of the samples of a tar without an index, by reading its headers once."""
+    offsets = array("Q")
+    last = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key = split_member(member.name)[0]
+                if member.isfile() and key != last:
+                    offsets.append(member.offset)
+                    last = key
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not a complete tar file ({error}). Write or copy it again.") from error
+    return offsets
+
+
+class Shard:
+    """One tar file; offsets stay on disk when the writer left an index."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._index = path.with_name(path.name + INDEX_SUFFIX)
+        self._offsets: array | None = None if self._index.is_file() else scan_offsets(path)
+        self.count = self._index.stat().st_size // 8 if self._offsets is None else len(self._offsets)
+        self._state = self._stat()
+
+    def members(self, number: int) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Sample id and {part: (byte offset, size)} of sample `number` of this shard."""
+        if self._stat() != self._state:
+            raise ValueError(
+                f"{self.path} was changed while it was in use. Load the dataset again; a run that was "
+                "started on the old files should get a new name."
+            )
+        parts: dict[str, tuple[int, int]] = {}
+        sample_id = ""
+        with self.path.open("rb") as file:
+            file.seek(self._offset(number))
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for member in tar:
+                        key, part = split_member(member.name)
+                        if parts and key != sample_id:
+                            break
+                        sample_id = key
+                        parts[part] = (member.offset_data, member.size)
+            except tarfile.TarError as error:
+                raise ValueError(f"{self.path}: sample {number} is damaged ({error}).") from error
+        return sample_id, parts
+
+    def identity(self) -> str:
+        """Name, size and first bytes of the index."""
+        return f"{self.path.name} {self._state[0]} {self.count}"
+
+    def _offset(self, number: int) -> int:
+        if self._offsets is not None:
+            return self._offsets[number]
+        with self._index.open("rb") as file:
+            file.seek(8 * number)
+            return int.from_bytes(file.read(8), "little")
+
+    def _stat(self) -> tuple[int, int]:
+        status = self.path.stat()
+        return status.st_size, status.st_mtime_ns
+
+
+class ShardRecords:
+    """Samples of all shards of a folder, in the order of their names."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._shards = [Shard(path) for path in paths]
+        if not len(self):
+            raise ValueError(f"{paths[0].parent} holds shards, but no sample. Write the dataset again.")
+
+    def __len__(self) -> int:
+        return sum(shard.count for shard in self._shards)
+
+    def record(self, index: int) -> SampleRecord:
+        """The sample at `index`; a missing part raises ValueError naming shard and sample."""
+        number = index
+        for shard in self._shards:
+            if number < shard.count:
+                return self._parse(shard, number)
+            number -= shard.count
+        raise IndexError(index)
+
+    def fingerprint(self) -> str:
+        """Hash of the names, sizes and sample counts of all shards."""
+        return hashlib.sha256("\n".join(shard.identity() for shard in self._shards).encode()).hexdigest()
+
+    def _parse(self, shard: Shard, number: int) -> SampleRecord:
+        sample_id, parts = shard.members(number)
+        where = f"{shard.path.name} sample {sample_id}"
+        words = self._words(shard, parts, where)
+        pictures = {
+            part.rpartition(".")[0] or "target": Picture(
+                path=shard.path, label=f"{where}, {part}", offset=offset, size=size
+            )
+            for part, (offset, size) in parts.items()
+            if f".{part.rpartition('.')[2]}" in IMAGE_SUFFIXES
+        }
+        if "target" not in pictures:
+            raise ValueError(f"{where} has no target picture, only {', '.join(sorted(parts))}.")
+        names = sorted(
+            (name for name in pictures if name.startswith("ref_")), key=lambda name: (len(name), name)
+        )
+        source = pictures.get("source")
+        return SampleRecord(
+            id=sample_id,
+            task=words.get("task") or ("generate" if source is None else "edit"),
+            instruction=words["instruction"],
+            source=source,
+            references=tuple(pictures[name] for name in names),
+            target=pictures["target"],
+            mask=pictures.get("mask"),
+            scene=words.get("scene"),
+        )
+
+    def _words(self, shard: Shard, parts: dict[str, tuple[int, int]], where: str) -> dict[str, Any]:
+        for part in ("json", "txt"):
+            if part in parts:
+                offset, size = parts[part]
+                data = Picture(path=shard.path, label=where, offset=offset, size=size).read_bytes()
+                words = json.loads(data) if part == "json" else {"instruction": data.decode("utf-8").strip()}
+                if isinstance(words, dict) and isinstance(words.get("instruction"), str):
+                    return words
+        raise ValueError(f"{where} has no instruction: a json member with that key or a txt member.")
