@@ -1,0 +1,106 @@
+"""The condition of one picture: token ids with slots for reference pictures, and those pictures' latents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Words and picture slots of a wrapped prompt; ids inside slots are 0 and never looked up."""
+
+    token_ids: tuple[int, ...]
+    slots: tuple[Slot, ...] = ()
+
+    def as_tensor(self) -> Tensor:
+        """(1, L) int64, the form that travels on a wire: tokens of reference k (from 1) read -k."""
+        ids = list(self.token_ids)
+        for slot in self.slots:
+            ids[slot.start : slot.stop] = [-(slot.image + 1)] * (slot.stop - slot.start)
+        return torch.tensor([ids], dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A token sequence with its reference latents (1, C, H, W), each at its own size."""
+
+    tokens: TokenSequence
+    reference_latents: tuple[Tensor, ...]
+    fingerprints: tuple[str, ...]
+    """One content hash for each reference."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens.token_ids)
+
+    def elements(self) -> tuple[int | str, ...]:
+        """For each token its id or its picture's hash; equal beginnings have equal keys and values."""
+        entries: list[int | str] = list(self.tokens.token_ids)
+        for slot in self.tokens.slots:
+            entries[slot.start : slot.stop] = [self.fingerprints[slot.image]] * (slot.stop - slot.start)
+        return tuple(entries)
+
+
+def fingerprint(latent: Tensor) -> str:
+    """Hash of a latent's numbers, shape and dtype."""
+    numbers = latent.detach().to("cpu").contiguous()
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{tuple(numbers.shape)} {numbers.dtype}".encode())
+    digest.update(numbers.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor], patch_size: int = 2) -> Prefix:
+    """Join tokens and latents; raises if a slot and its picture do not have the same number of tokens."""
+    for slot in tokens.slots:
+        if slot.image >= len(reference_latents):
+            raise ValueError(
+                f"the prompt names reference {slot.image + 1}, "
+                f"the conditioning holds {len(reference_latents)}"
+            )
+        height, width = reference_latents[slot.image].shape[-2:]
+        count = (height // patch_size) * (width // patch_size)
+        if slot.stop - slot.start != count:
+            raise ValueError(
+                f"reference {slot.image + 1} has {count} tokens, its place in the prompt "
+                f"{slot.stop - slot.start}: encode it again at its present size"
+            )
+    return Prefix(
+        tokens, tuple(reference_latents), tuple(fingerprint(latent) for latent in reference_latents)
+    )
+
+
+def sequence_from_tensor(ids: Tensor, sizes: Sequence[tuple[int, int]]) -> TokenSequence:
+    """Read `TokenSequence.as_tensor` back; `sizes` are the references' (rows, columns) in tokens.
+
+    Two mentions of one picture side by side read as one run of -k; the sizes tell them apart.
+    """
+    flat = ids.flatten().tolist()
+    slots, position = [], 0
+    while position < len(flat):
+        if flat[position] >= 0:
+            position += 1
+            continue
+        image = -flat[position] - 1
+        if image >= len(sizes):
+            raise ValueError(
+                f"the prompt names reference {image + 1}, the conditioning holds {len(sizes)}: "
+                "give every node that changes the conditioning all reference latents"
+            )
+        stop = position + sizes[image][0] * sizes[image][1]
+        if set(flat[position:stop]) != {-(image + 1)} or stop > len(flat):
+            raise ValueError(
+                f"reference {image + 1} is {sizes[image][1] * 16} x {sizes[image][0] * 16} px, "
+                "but was another size when the prompt was encoded: encode it again"
+            )
+        slots.append(Slot(position, stop, image))
+        position = stop
+    return TokenSequence(tuple(max(value, 0) for value in flat), tuple(slots))

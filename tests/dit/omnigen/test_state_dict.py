@@ -1,0 +1,46 @@
+"""Official and diffusers layouts turn into each other bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pack.dit.omnigen.network import OmniGenNetwork
+from pack.dit.omnigen.state_dict import is_diffusers, to_diffusers, to_official
+
+from tests.dit.omnigen.tiny import diffusers_model, tiny_config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_round_trip_is_bit_exact(dtype):
+    first = {name: tensor.to(dtype) for name, tensor in diffusers_model(tiny_config()).state_dict().items()}
+    official = to_official(first)
+    again = to_diffusers(official, 4, 4)
+    assert set(again) == set(first)
+    assert all(torch.equal(again[name].view(torch.uint8), first[name].view(torch.uint8)) for name in first)
+    back = to_official(again)
+    assert set(back) == set(official)
+    assert all(torch.equal(back[name].view(torch.uint8), official[name].view(torch.uint8)) for name in back)
+
+
+def test_names_are_the_released_ones():
+    names = set(to_official(diffusers_model(tiny_config()).state_dict())) - {"pos_embed"}
+    assert names == set(OmniGenNetwork(tiny_config()).state_dict())
+    assert {"x_embedder.proj.weight", "llm.layers.1.self_attn.qkv_proj.weight", "llm.norm.weight"} <= names
+    assert {"final_layer.adaLN_modulation.1.bias", "time_token.mlp.2.weight"} <= names
+
+
+def test_layouts_are_told_apart_and_grouped_keys_cut():
+    diffusers = diffusers_model(tiny_config()).state_dict()
+    assert is_diffusers(diffusers)
+    assert not is_diffusers(to_official(diffusers))
+    grouped = to_diffusers({"llm.layers.0.self_attn.qkv_proj.weight": torch.zeros(64, 32)}, 4, 2)
+    assert {name: tensor.shape[0] for name, tensor in grouped.items()} == {
+        "layers.0.self_attn.to_q.weight": 32,
+        "layers.0.self_attn.to_k.weight": 16,
+        "layers.0.self_attn.to_v.weight": 16,
+    }
+
+
+def test_a_missing_part_is_named():
+    with pytest.raises(ValueError, match=r"qkv_proj.weight: the file has no to_k; is a shard missing"):
+        to_official({"layers.0.self_attn.to_q.weight": torch.zeros(8, 8)})
