@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-NODES: list[type[io.ComfyNode]] = []
+from . import references
+
+NODES: list[type[io.ComfyNode]] = [
+    *references.NODES,
+]
 
 
 class DreamOmniExtension(ComfyExtension):

@@ -28,6 +28,7 @@ def load_pack() -> None:
     spec.loader.exec_module(module)
 
 
+sys.path.append(str(ROOT / "tests" / "support"))
 HOST = find_host()
 load_pack()
 if HOST is not None:

@@ -1,0 +1,110 @@
+"""The reference nodes in the real host, with a small stand-in VAE."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfy_stand_ins import CountingVAE
+
+pytestmark = pytest.mark.host
+
+
+def picture(width: int = 32, height: int = 48, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_set(*images: torch.Tensor, task: str = "edit", resize: str = "none") -> tuple:
+    from pack.nodes.references import ReferenceSetNode
+
+    slots = {f"image_{n}": image for n, image in enumerate(images, start=1)}
+    return ReferenceSetNode.execute(task, resize, **slots).args
+
+
+def conditioned(references: object, vae: object, **options: str) -> tuple:
+    from pack.nodes.references import ReferenceConditioning
+
+    return ReferenceConditioning.execute(
+        [[torch.zeros(1, 4, 8), {"guidance": 3.5}]], vae, references, **options
+    )
+
+
+def test_the_set_gives_image_1_as_used_and_its_size() -> None:
+    references, image, width, height = reference_set(picture(60, 40), picture(), resize="kontext")
+    assert (width, height) == (1248, 832)
+    assert image is references.images[0]
+    assert len(references.images) == 2
+
+
+def test_without_images_the_image_output_is_blocked_and_noted(caplog: pytest.LogCaptureFixture) -> None:
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    with caplog.at_level("INFO", logger="dreamomni"):
+        references, image, width, height = reference_set()
+    assert references.images == ()
+    assert isinstance(image, ExecutionBlocker)
+    assert (width, height) == (1024, 1024)
+    assert "No image connected" in caplog.text
+
+
+def test_latents_are_appended_in_order_and_equal_pictures_encoded_once() -> None:
+    vae = CountingVAE()
+    one, other = picture(32, 48, seed=1), picture(64, 16, seed=2)
+    references = reference_set(one, other, one.clone())[0]
+    conditioning, latent = conditioned(references, vae)
+    latents = conditioning[0][1]["reference_latents"]
+    assert [tuple(item.shape) for item in latents] == [(1, 16, 6, 4), (1, 16, 2, 8), (1, 16, 6, 4)]
+    assert vae.calls == 2
+    torch.testing.assert_close(latents[0], CountingVAE().encode(one))
+    torch.testing.assert_close(latents[1], CountingVAE().encode(other))
+    assert conditioning[0][1]["reference_latents_method"] == "index"
+    assert conditioning[0][1]["guidance"] == 3.5
+    assert latent["samples"].shape == (1, 16, 6, 4)
+    assert not latent["samples"].any()
+
+
+def test_earlier_reference_latents_stay_in_front_and_the_input_is_untouched() -> None:
+    from pack.nodes.references import ReferenceConditioning
+
+    earlier = torch.ones(1, 16, 2, 2)
+    given = [[torch.zeros(1, 4, 8), {"reference_latents": [earlier]}]]
+    out = ReferenceConditioning.execute(given, CountingVAE(), reference_set(picture())[0]).args[0]
+    assert len(out[0][1]["reference_latents"]) == 2
+    assert out[0][1]["reference_latents"][0] is earlier
+    assert given[0][1].keys() == {"reference_latents"}
+    assert len(given[0][1]["reference_latents"]) == 1
+
+
+def test_a_batch_of_image_1_makes_a_batch_of_latents() -> None:
+    conditioning, latent = conditioned(reference_set(picture(batch=3), picture(64, 16))[0], CountingVAE())
+    latents = conditioning[0][1]["reference_latents"]
+    assert [len(item) for item in latents] == [3, 1]
+    assert latent["samples"].shape == (3, 16, 6, 4)
+
+
+def test_without_images_the_conditioning_passes_unchanged() -> None:
+    from pack.nodes.references import ReferenceConditioning
+
+    given = [[torch.zeros(1, 4, 8), {}]]
+    vae = CountingVAE()
+    conditioning, latent = ReferenceConditioning.execute(given, vae, reference_set()[0]).args
+    assert conditioning is given
+    assert latent["samples"].shape == (1, 16, 128, 128)
+    assert vae.calls == 0
+
+
+def test_the_narrow_sizes() -> None:
+    references = reference_set(picture(20, 48), resize="kontext")[0]
+    assert conditioned(references, CountingVAE())[1]["samples"].shape[2:] == (196, 84)
+    published = conditioned(references, CountingVAE(), latent_size="as published")[1]["samples"]
+    assert published.shape[2:] == (1552 // 8, 656 // 8)
+
+
+def test_another_vae_of_pictures_keeps_its_own_channels() -> None:
+    conditioning, latent = conditioned(reference_set(picture())[0], CountingVAE(channels=4))
+    assert conditioning[0][1]["reference_latents"][0].shape == (1, 4, 6, 4)
+    assert latent["samples"].shape == (1, 4, 6, 4)
+
+
+def test_a_vae_for_video_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"this VAE made a latent of shape \(1, 16, 1, 6, 4\) from image_1"):
+        conditioned(reference_set(picture())[0], CountingVAE(video=True))
