@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""One door for newcomers and developers; needs nothing but Python 3.11 and the network the first time.
+
+    python dev.py demo           from an empty folder to a picture in output/
+    python dev.py test           every check and test (or --fast, --e2e, --browser)
+    python dev.py bench [topic]  the benchmarks
+    python dev.py locales        write locales/ and node_list.json again from the nodes
+    python dev.py check          ruff and the type check alone
+
+COMFYUI_DIR chooses another ComfyUI than the pinned one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from host.places import ROOT, SetupError
+
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The command, its options, and for `test` whatever is meant for pytest."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="run the shipped example, leave its picture in output/")
+    demo.add_argument("--serve", action="store_true", help="keep ComfyUI open afterwards")
+    demo.add_argument("--port", type=int, default=8188, help="port of --serve (8188)")
+    test = commands.add_parser("test", help="run the checks and tests; further options go to pytest")
+    part = test.add_mutually_exclusive_group()
+    for name in ("fast", "e2e", "browser"):
+        part.add_argument(f"--{name}", dest="part", action="store_const", const=name)
+    bench = commands.add_parser("bench", help="run the benchmarks")
+    bench.add_argument("topic", nargs="?")
+    commands.add_parser("locales", help="write locales/ and node_list.json")
+    commands.add_parser("check", help="ruff and the type check")
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parser.error(f"unknown: {' '.join(rest)}")
+    return options, rest
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    """Do what was asked; the exit code."""
+    if options.command == "test":
+        from host.testing import run_tests
+
+        return run_tests(options.part, rest)
+    from host.environment import child_environment, ensure_environment
+
+    python = ensure_environment()
+    if options.command == "check":
+        from host.checks import check
+
+        return check()
+    if options.command == "bench":
+        command = [python, ROOT / "bench" / "run.py", *filter(None, [options.topic])]
+        return subprocess.run(command, env=child_environment()).returncode
+    raise SetupError(f"{options.command} is not there yet")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(*parse()))
+    except SetupError as error:
+        sys.exit(f"dev.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""What a fresh clone needs around the pack: host, environment, server. Standard library only."""
