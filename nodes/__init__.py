@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import references
+from . import references, vlm
 
 NODES: list[type[io.ComfyNode]] = [
     *references.NODES,
+    *vlm.NODES,
 ]
 
 

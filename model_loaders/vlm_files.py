@@ -1,0 +1,140 @@
+"""What a VLM folder must hold, checked before anything large is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FAMILIES = {
+    "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
+}
+INDEX = "model.safetensors.index.json"
+# Each line: what is needed, and the sets of files that satisfy it.
+NEEDED = (
+    ("tokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt"))),
+    ("tokenizer settings", (("tokenizer_config.json",),)),
+    ("picture processor", (("preprocessor_config.json",), ("processor_config.json",))),
+)
+HEADER_LIMIT = 100 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLMFolder:
+    """A checked VLM folder: where it is, its family and an identity that changes with its files."""
+
+    path: Path
+    family: str
+    identity: str
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """Names of the transformers classes of model and processor."""
+        return FAMILIES[self.family]
+
+
+def open_vlm_folder(folder: Path) -> VLMFolder:
+    """Check `folder` (Hugging Face layout) and name it.
+
+    Raises FileNotFoundError naming every missing file, ValueError for another family or an already
+    quantised model.
+    """
+    config = read_config(folder)
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{folder.name} holds a model of the type {family!r}; this node reads Qwen2-VL and Qwen2.5-VL "
+            f"({', '.join(FAMILIES)}), DreamOmni2's vlm-model among them."
+        )
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        raise ValueError(
+            f"{folder.name} is already quantised ({method}). Load the original bf16 folder and choose the "
+            "precision (fp8, int8, nf4) in the node."
+        )
+    weights = weight_files(folder)
+    missing = missing_files(folder, weights)
+    if missing:
+        raise FileNotFoundError(
+            f"the VLM folder {folder} is incomplete; missing: {'; '.join(missing)}. "
+            "Copy the missing files from the release into it."
+        )
+    return VLMFolder(path=folder, family=family, identity=folder_identity(folder, weights))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of `folder`; raises FileNotFoundError or ValueError when it cannot be read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the VLM folder {folder} has no config.json; it must be a Hugging Face folder of "
+            "Qwen2-VL or Qwen2.5-VL (config.json, *.safetensors, tokenizer and processor files)."
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ValueError(f"{path} is not valid JSON ({err}); copy it from the release again.") from err
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files the folder's index names, or the single one."""
+    index = folder / INDEX
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / Path(name).name for name in sorted(set(names))]
+    return [folder / "model.safetensors"]
+
+
+def missing_files(folder: Path, weights: list[Path]) -> list[str]:
+    """What `folder` lacks, in words for an error message."""
+    missing = [
+        f"{what} ({' or '.join(' + '.join(files) for files in choices)})"
+        for what, choices in NEEDED
+        if not any(all((folder / name).is_file() for name in files) for files in choices)
+    ]
+    absent = [path.name for path in weights if not path.is_file()]
+    if absent:
+        hint = " (pickled .bin weights are not read)" if any(folder.glob("*.bin")) else ""
+        missing.append(f"weights {', '.join(absent)}{hint}")
+    if not has_chat_template(folder):
+        missing.append("chat template (chat_template.json or chat_template.jinja)")
+    return missing
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether any of the files that may carry a chat template does."""
+    if any((folder / name).is_file() for name in ("chat_template.json", "chat_template.jinja")):
+        return True
+    configs = [folder / "tokenizer_config.json", folder / "processor_config.json"]
+    return any(
+        "chat_template" in json.loads(path.read_text(encoding="utf-8")) for path in configs if path.is_file()
+    )
+
+
+def folder_identity(folder: Path, weights: list[Path]) -> str:
+    """Hash of the folder's small files and of each weight file's header, size and time.
+
+    The weights themselves, many gigabytes, are not read; a file replaced in place changes its time.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    small = (path for pattern in ("*.json", "*.txt", "*.jinja") for path in folder.glob(pattern))
+    for path in sorted(small):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in weights:
+        state = path.stat()
+        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode() + safetensors_header(path))
+    return digest.hexdigest()
+
+
+def safetensors_header(path: Path) -> bytes:
+    """The header of a safetensors file; raises ValueError for any other file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(HEADER_LIMIT, path.stat().st_size):
+            raise ValueError(
+                f"{path} is not a safetensors file, or its download was cut off; fetch it again."
+            )
+        return file.read(length)
