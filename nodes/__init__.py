@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import references, vlm
+from . import kontext, references, vlm
 
 NODES: list[type[io.ComfyNode]] = [
+    *kontext.NODES,
     *references.NODES,
     *vlm.NODES,
 ]
