@@ -1,0 +1,1 @@
+"""Benchmarks: `python dev.py bench [topic]`; each module offers `tables()`."""

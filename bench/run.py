@@ -1,0 +1,60 @@
+"""Runs the benchmarks: `python bench/run.py [topic] [--out DIR]`, normally through `python dev.py bench`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_TOPICS = {"__init__", "run", "harness"}
+
+
+def topics() -> list[str]:
+    """Every module of this folder that measures something."""
+    return sorted(path.stem for path in ROOT.glob("bench/*.py") if path.stem not in NOT_TOPICS)
+
+
+def load_pack() -> None:
+    """Load the tree as package `pack` and put the host behind it on the path, on the CPU if there is no GPU."""
+    spec = importlib.util.spec_from_file_location(
+        "pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # The script's own folder would shadow nothing of ours, but `run` and `harness` are too short to leave there.
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != ROOT / "bench"]
+    places = [os.environ.get("COMFYUI_DIR"), ROOT.parent.parent, ROOT / ".comfyui"]
+    host = next((Path(place) for place in places if place and (Path(place) / "comfy_api").is_dir()), None)
+    if host is None:
+        return
+    sys.path.append(str(host))
+    import torch
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+
+
+def main() -> int:
+    """Run one topic or all of them, print their tables, and write them to --out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("topic", nargs="?", choices=topics(), help="default: all")
+    parser.add_argument("--out", type=Path, help="folder for one JSON file and one picture per table")
+    chosen = parser.parse_args()
+    load_pack()
+    harness = importlib.import_module("pack.bench.harness")
+    print(", ".join(f"{name} {value}" for name, value in harness.environment().items()), end="\n\n")
+    for topic in [chosen.topic] if chosen.topic else topics():
+        for table in importlib.import_module(f"pack.bench.{topic}").tables():
+            print(harness.as_text(table), flush=True)
+            if chosen.out:
+                harness.save(table, chosen.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
