@@ -19,14 +19,14 @@ def topics() -> list[str]:
 
 
 def load_pack() -> None:
-    """Load the tree as package `pack` and put the host behind it on the path, on the CPU if there is no GPU."""
+    """Load the tree as package `pack`, with the host behind it on the path."""
     spec = importlib.util.spec_from_file_location(
         "pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
     assert spec is not None and spec.loader is not None
     sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # The script's own folder would shadow nothing of ours, but `run` and `harness` are too short to leave there.
+    # The script's own folder must not offer its modules under their short names.
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != ROOT / "bench"]
     places = [os.environ.get("COMFYUI_DIR"), ROOT.parent.parent, ROOT / ".comfyui"]
     host = next((Path(place) for place in places if place and (Path(place) / "comfy_api").is_dir()), None)
@@ -34,6 +34,7 @@ def load_pack() -> None:
         return
     sys.path.append(str(host))
     import torch
+
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()

@@ -132,7 +132,7 @@ def solver_table(name: str, title: str, **options: float) -> Table:
         for solver, schedule in rows
     )
     columns = ("solver / schedule", *(f"{count} evaluations" for count in EVALUATIONS))
-    note = f"dB to {REFERENCE_STEPS} evaluations, mean of {SEEDS} seeds in {DIMENSIONS} dimensions; higher is better."
+    note = f"dB to {REFERENCE_STEPS} evaluations, mean of {SEEDS} seeds, {DIMENSIONS} dimensions"
     return Table(title, columns, values, note, chart=("solver / schedule", "12 evaluations"))
 
 

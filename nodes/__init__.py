@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import kontext, references, vlm
+from . import kontext, references, sampling, vlm
 
 NODES: list[type[io.ComfyNode]] = [
     *kontext.NODES,
     *references.NODES,
+    *sampling.NODES,
     *vlm.NODES,
 ]
 

@@ -18,7 +18,7 @@ MU_RANGE = (0.5, 1.15)
 """FLUX.1: mu is 0.5 at 256 noise tokens and 1.15 at 4096, on a straight line through both (and beyond)."""
 
 BETA_SHAPE = 0.6
-"""alpha = beta of the beta distribution behind the `beta` schedule, as in ComfyUI (Lee et al., 2407.12173)."""
+"""alpha = beta of the beta distribution behind the `beta` schedule, as in ComfyUI."""
 
 
 def flux_mu(tokens: int) -> float:
@@ -59,7 +59,8 @@ class ScheduleSettings:
             raise ValueError(f"the schedule needs at least 1 noise token, got {self.tokens}")
         if not (math.isfinite(self.shift_value) and self.shift_value > 0):
             raise ValueError(
-                f"shift_value must be a number above 0 (1 = no shift, ComfyUI's FLUX uses 3.16), got {self.shift_value}"
+                f"shift_value must be a number above 0 (1 = no shift, ComfyUI's FLUX uses 3.16), got "
+                f"{self.shift_value}"
             )
 
 

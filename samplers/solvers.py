@@ -150,14 +150,16 @@ def multistep(
     return x
 
 
-SOLVERS: dict[str, Callable[..., Tensor]] = {
+KEEPS_HISTORY: dict[str, Callable[..., Tensor]] = {
     "adams-2": partial(multistep, order=2, correct=True),
     "adams-3": partial(multistep, order=3, correct=True),
     "ab2": partial(multistep, order=2, correct=False),
+}
+"""Solvers that build on earlier steps and allow no eta."""
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    **KEEPS_HISTORY,
     "euler": partial(single_step, heun=False),
     "heun": partial(single_step, heun=True),
 }
-"""Name -> solver; `adams-2` is the one to use at few evaluations."""
-
-KEEPS_HISTORY = frozenset(name for name, solver in SOLVERS.items() if solver.func is multistep)
-"""Solvers that allow no eta."""
+"""Every solver by name; `adams-2` is the one to use at few evaluations."""
