@@ -41,6 +41,12 @@ class Prefix:
         """Number of tokens."""
         return len(self.tokens.token_ids)
 
+    def to(self, device: torch.device) -> Prefix:
+        """The same prefix with its latents on `device`."""
+        return Prefix(
+            self.tokens, tuple(part.to(device) for part in self.reference_latents), self.fingerprints
+        )
+
     def elements(self) -> tuple[int | str, ...]:
         """For each token its id or its picture's hash; equal beginnings have equal keys and values."""
         entries: list[int | str] = list(self.tokens.token_ids)

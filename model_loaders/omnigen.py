@@ -1,0 +1,77 @@
+"""An OmniGen folder as a ComfyUI MODEL and its processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+
+from .omnigen_files import find_files, read_config, read_weights
+from .omnigen_model import OmniGenModelConfig
+from .omnigen_processor import OmniGenProcessor, load_processor
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+NO_FP16 = (
+    "OmniGen cannot run in fp16: its activations overflow and the picture turns black (the authors say so "
+    "too). Use bf16, or fp32 on cards without bf16; fp8 weights are fine, they are computed in one of these."
+)
+
+
+def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.dtype, torch.dtype | None]:
+    """(storage dtype, compute dtype or None for the same) by ComfyUI's rules; ValueError for fp16."""
+    if weight_dtype not in WEIGHT_DTYPES:
+        reason = NO_FP16 if weight_dtype == "fp16" else f"allowed are {', '.join(WEIGHT_DTYPES)}"
+        raise ValueError(f"weight_dtype {weight_dtype!r}: {reason}")
+    supported = OmniGenModelConfig.supported_inference_dtypes
+    storage = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    device = comfy.model_management.get_torch_device()
+    compute = comfy.model_management.unet_manual_cast(storage, device, supported)
+    if torch.float16 in (storage, compute):
+        raise ValueError(NO_FP16)
+    return storage, compute
+
+
+def load_omnigen(folder: Path, weight_dtype: str) -> tuple[Any, OmniGenProcessor]:
+    """(ModelPatcher, processor) of an OmniGen folder; raises on missing files and on another model's."""
+    files = find_files(folder)
+    config = read_config(files.config)
+    processor = load_processor(files.tokenizer, config)
+    return load_patcher(folder, weight_dtype), processor
+
+
+def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The ModelPatcher alone; newer hosts call it again to make one of another kind."""
+    files = find_files(folder)
+    config = read_config(files.config)
+    weights = read_weights(files, config)
+    model_config = OmniGenModelConfig({"config": config, "image_model": "omnigen"})
+    model_config.set_inference_dtype(*chosen_dtypes(weights, weight_dtype))
+    offload = comfy.model_management.unet_offload_device()
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    model = model_config.get_model({}).to(offload)
+    patcher = patcher_class(
+        model, load_device=comfy.model_management.get_torch_device(), offload_device=offload
+    )
+    # Newer hosts ask for both; on the pinned one they do not exist.
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    model.load_model_weights(weights, "", **({"assign": is_dynamic()} if callable(is_dynamic) else {}))
+    vars(patcher)["cached_patcher_init"] = (load_patcher, (folder, weight_dtype))
+    return patcher

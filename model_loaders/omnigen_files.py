@@ -1,0 +1,156 @@
+"""Where an OmniGen folder keeps its parts: official layout, diffusers' (sharded too), one fp8 file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import comfy.utils
+
+from ..dit.omnigen.config import OmniGenConfig, config_from_json
+from ..dit.omnigen.embed import grid_positions
+from ..dit.omnigen.network import OmniGenNetwork
+from ..dit.omnigen.state_dict import is_diffusers, to_official
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+TABLE = "pos_embed"
+SCALES = (".scale_weight", ".weight_scale")
+LISTED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class OmniGenFiles:
+    """The files of one model; all exist."""
+
+    config: Path
+    weights: tuple[Path, ...]
+    tokenizer: Path
+    """tokenizer.json"""
+
+
+def first_file(folder: Path, names: Iterable[str], what: str) -> Path:
+    """The first of `names` that exists in the folder; raises with all of them otherwise."""
+    names = list(names)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} has no {what} ({' or '.join(names)}). Put the whole folder of OmniGen-v1 "
+        "(model.safetensors, config.json, tokenizer.json, tokenizer_config.json) or of its diffusers "
+        "version (transformer/, tokenizer/) there."
+    )
+
+
+def sharded_weights(index: Path) -> tuple[Path, ...]:
+    """The shards an index names, all of them present."""
+    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    missing = [name for name in names if not (index.parent / Path(name).name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index.parent} lacks {', '.join(missing)}, which {index.name} names: download the rest"
+        )
+    return tuple(index.parent / Path(name).name for name in names)
+
+
+def find_weights(folder: Path) -> tuple[Path, ...]:
+    """The weight files: official, diffusers', sharded, or the only safetensors file of the folder."""
+    for place in (folder, folder / "transformer"):
+        if (place / INDEX).is_file():
+            return sharded_weights(place / INDEX)
+    single = ("model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
+    loose = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not any((folder / name).is_file() for name in single) and len(loose) > 1:
+        raise FileNotFoundError(f"{folder} holds {', '.join(loose)}: keep one, or name it model.safetensors")
+    return (first_file(folder, (*single, *loose), "weights"),)
+
+
+def find_files(folder: Path) -> OmniGenFiles:
+    """The parts of an OmniGen folder; FileNotFoundError names what is missing."""
+    return OmniGenFiles(
+        config=first_file(folder, ("transformer/config.json", "config.json"), "config"),
+        weights=find_weights(folder),
+        tokenizer=first_file(folder, ("tokenizer.json", "tokenizer/tokenizer.json"), "tokenizer"),
+    )
+
+
+def read_config(path: Path) -> OmniGenConfig:
+    """The network's sizes; ValueError if the file is not an OmniGen config."""
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except ValueError as err:
+        raise ValueError(f"{path} is not readable JSON ({err}); download it again") from err
+    return config_from_json(fields)
+
+
+def read_weights(files: OmniGenFiles, config: OmniGenConfig) -> dict[str, Tensor]:
+    """All tensors under the official names, without the position table; raises on any other set."""
+    weights: dict[str, Tensor] = {}
+    for path in files.weights:
+        weights.update(comfy.utils.load_torch_file(str(path), safe_load=True))
+    weights = unscaled({name.removeprefix("model.diffusion_model."): part for name, part in weights.items()})
+    if is_diffusers(weights):
+        weights = to_official(weights)
+    check_table(weights.pop(TABLE, None), config)
+    check_tensors(weights, config)
+    return weights
+
+
+def unscaled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """fp8 tensors with a scale beside them as bf16; the tensors themselves otherwise."""
+    plain = {}
+    for name, tensor in weights.items():
+        if (
+            name.endswith(SCALES)
+            or name in ("scaled_fp8", "_quantization_metadata")
+            or ".comfy_quant" in name
+        ):
+            continue
+        base = name.removesuffix(".weight")
+        scale = next((weights[base + end] for end in SCALES if base + end in weights), None)
+        plain[name] = tensor if scale is None else (tensor.float() * scale.float()).to(torch.bfloat16)
+    return plain
+
+
+def check_table(table: Tensor | None, config: OmniGenConfig) -> None:
+    """Raise unless the file's position table is the published formula, which we compute instead."""
+    if table is None:
+        return
+    sizes = (1, config.max_grid**2, config.hidden_size)
+    # One row of the table is enough to tell another formula; the whole is 450 MB for the released model.
+    row = table[:, : config.max_grid].float() if tuple(table.shape) == sizes else None
+    expected = grid_positions(1, config.max_grid, config.hidden_size, config.max_grid)
+    half = config.hidden_size // 2
+    if row is None or (row[0, :, :half] - expected[:, :half]).abs().max() > 0.05:
+        raise ValueError(
+            f"the file's position table {tuple(table.shape)} is not OmniGen v1's {sizes}: "
+            "this is another model, or the file is damaged"
+        )
+
+
+def check_tensors(weights: dict[str, Tensor], config: OmniGenConfig) -> None:
+    """Raise ValueError, listing names, unless the tensors are exactly those of the network."""
+    expected = OmniGenNetwork(config, device="meta").state_dict()
+    faults = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in expected
+            if name in weights and weights[name].shape != expected[name].shape
+        ],
+    }
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:LISTED])}{' …' if len(names) > LISTED else ''}"
+        for what, names in faults.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(
+            f"the weights are not those of this OmniGen ({'; '.join(lines)}). Is the file complete, "
+            "and does config.json belong to it?"
+        )

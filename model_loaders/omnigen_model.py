@@ -1,0 +1,196 @@
+"""OmniGen as a ComfyUI MODEL: its network call, its conditioning and its memory estimate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.supported_models_base
+from comfy.ldm.modules.attention import optimized_attention
+
+from ..dit.omnigen.blocks import Attention
+from ..dit.omnigen.config import OmniGenConfig
+from ..dit.omnigen.network import OmniGenNetwork
+from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
+
+
+class PrefixCondition(comfy.conds.CONDRegular):
+    """Prefixes of one conditioning, one or as many as the batch; ComfyUI never joins two of them."""
+
+    def process_cond(self, batch_size: int, **kwargs: Any) -> PrefixCondition:
+        """The condition itself: a prefix serves every item of the batch."""
+        return self
+
+    def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
+        """Only with itself; prefixes of two branches have their own lengths and positions."""
+        return other is self
+
+    def concat(self, others: list[comfy.conds.CONDRegular]) -> tuple[Prefix, ...]:
+        """What the network is called with."""
+        return self.cond
+
+    def size(self) -> list[int]:
+        """Shape for ComfyUI's memory estimate: all prefix tokens in a row."""
+        return [1, 1, sum(prefix.length for prefix in self.cond)]
+
+
+def host_attention(transformer_options: dict[str, Any]) -> Attention:
+    """ComfyUI's attention, with the overrides of this run."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return optimized_attention(
+            query,
+            key,
+            value,
+            query.shape[1],
+            mask=mask,
+            skip_reshape=True,
+            transformer_options=transformer_options,
+        )
+
+    return attend
+
+
+class HostNetwork(OmniGenNetwork):
+    """The network with the call ComfyUI makes; a DIFFUSION_MODEL wrapper sees every evaluation."""
+
+    def __init__(
+        self,
+        config: OmniGenConfig,
+        image_model: str,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        operations: Any = None,
+    ) -> None:
+        super().__init__(config, operations=operations, device=device, dtype=dtype)
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | None = None,
+        control: object = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """Velocity (B, C, H, W) at sigma = timestep (B) under `prefixes`."""
+        options = transformer_options or {}
+        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self._forward,
+            self,
+            comfy.patcher_extension.get_all_wrappers(
+                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+            ),
+        ).execute(x, timestep, context, control, options, **conditions)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | None,
+        control: object,
+        transformer_options: dict[str, Any],
+        *,
+        prefixes: tuple[Prefix, ...],
+        **ignored: Any,
+    ) -> Tensor:
+        if control is not None:
+            raise ValueError("OmniGen has no ControlNets: give it the control picture as a reference instead")
+        attention = host_attention(transformer_options)
+        if len(prefixes) == 1:
+            return self.velocity(x, timestep, prefixes[0], attention)
+        # Pictures edited one by one: each item of the batch has its own references.
+        items = [
+            self.velocity(
+                x[item : item + 1], timestep[item : item + 1], prefixes[item % len(prefixes)], attention
+            )
+            for item in range(len(x))
+        ]
+        return torch.cat(items)
+
+
+class OmniGenModel(comfy.model_base.BaseModel):
+    """ComfyUI's side of the network: conditioning in, memory estimate out."""
+
+    diffusion_model: HostNetwork
+
+    def __init__(self, model_config: OmniGenModelConfig, device: torch.device | None = None) -> None:
+        flow = comfy.model_base.ModelType.FLOW
+        super().__init__(model_config, flow, device=device, unet_model=HostNetwork)
+        self.memory_usage_factor_conds = ("prefixes",)
+
+    def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
+        """sigma itself, also under a sampling patch that multiplies it by 1000."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        """The prefixes of one conditioning; raises if it is not one of OmniGen's."""
+        ids = checked_ids(kwargs.get("cross_attn"))
+        latents = [self.process_latent_in(latent) for latent in kwargs.get("reference_latents") or []]
+        patch = self.diffusion_model.config.patch_size
+        tokens = sequence_from_tensor(
+            ids, [(latent.shape[-2] // patch, latent.shape[-1] // patch) for latent in latents]
+        )
+        count = max((len(latent) for latent in latents), default=1)
+        prefixes = tuple(
+            make_prefix(tokens, [latent[item % len(latent)][None] for latent in latents]).to(kwargs["device"])
+            for item in range(count)
+        )
+        return {"prefixes": PrefixCondition(prefixes)}
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
+        """The same shapes before the run, for the estimate that decides what stays loaded."""
+        return {"prefixes": [1, 1, checked_ids(kwargs.get("cross_attn")).numel()]}
+
+    def memory_required(
+        self, input_shape: Sequence[int], cond_shapes: dict[str, list] | None = None, **kwargs: Any
+    ) -> float:
+        """Bytes one evaluation needs beside the weights, references counted."""
+        patch = self.diffusion_model.config.patch_size
+        target = input_shape[0] * math.prod(side // patch + 1 for side in input_shape[-2:])
+        prefix = max((shape[-1] for shape in (cond_shapes or {}).get("prefixes", [])), default=0)
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        return (target + prefix * input_shape[0]) * activation_bytes(self.diffusion_model.config, dtype)
+
+
+def activation_bytes(config: OmniGenConfig, dtype: torch.dtype) -> float:
+    """Bytes of activations for each token: hidden states, q k v with their fp32 rotation, the gated MLP."""
+    size = comfy.model_management.dtype_size(dtype)
+    return 1.2 * (size * (12 * config.hidden_size + 5 * config.intermediate_size) + 24 * config.hidden_size)
+
+
+def checked_ids(conditioning: Tensor | None) -> Tensor:
+    """The token ids (1, L) of a conditioning; ValueError if it was made for another model."""
+    if conditioning is None or conditioning.dtype != torch.int64 or conditioning.ndim != 2:
+        shape = None if conditioning is None else tuple(conditioning.shape)
+        raise ValueError(
+            f"this conditioning (tensor {shape}) is not OmniGen's, which reads words and pictures itself. "
+            "Use the node 'OmniGen Encode' instead of a CLIP text encoder."
+        )
+    return conditioning
+
+
+class OmniGenModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI's loader would have found out about the file."""
+
+    unet_config = {}
+    unet_extra_config = {}
+    latent_format = comfy.latent_formats.SDXL
+    sampling_settings = {"shift": 1.0, "multiplier": 1.0}
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def get_model(
+        self, state_dict: dict[str, Tensor], prefix: str = "", device: torch.device | None = None
+    ) -> OmniGenModel:
+        """An OmniGenModel with empty weights."""
+        return OmniGenModel(self, device=device)
