@@ -1,4 +1,4 @@
-"""Words and pictures to OmniGen's three conditionings: everything, nothing but a negative prompt, pictures only."""
+"""Words and pictures to OmniGen's three conditionings: all of it, a negative prompt, pictures only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Conditionings:
 def encode_request(
     processor: OmniGenProcessor, vae: Any, request: EncodeRequest, references: ReferenceSet | None
 ) -> Conditionings:
-    """All branches of guidance; without pictures `image_only` is the negative one, so its branch adds nothing."""
+    """All branches of guidance; without pictures `image_only` is the negative one and adds nothing."""
     given = references.images if references is not None else ()
     images = [fit_reference(image, request.max_image_size) for image in given]
     sizes = [(image.shape[1], image.shape[2]) for image in images]
@@ -111,7 +111,7 @@ def result_size(
     """(height, width) in px of the result; an edit keeps the size of its picture unless told otherwise."""
     wants_image = request.output_size is OutputSize.IMAGE_1
     if wants_image and not sizes:
-        raise ValueError("output_size 'image 1' needs a picture: wire references or choose 'width and height'")
+        raise ValueError("output_size 'image 1' needs a picture: wire one or choose 'width and height'")
     is_edit = references is not None and references.task is Task.EDIT
     if sizes and (wants_image or (request.output_size is OutputSize.AUTO and is_edit)):
         return sizes[0]

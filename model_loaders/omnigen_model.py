@@ -47,6 +47,10 @@ def host_attention(transformer_options: dict[str, Any]) -> Attention:
     """ComfyUI's attention, with the overrides of this run."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            # Some of the host's attention functions add the mask whatever its dtype.
+            lowest = torch.finfo(query.dtype).min
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
         return optimized_attention(
             query,
             key,

@@ -27,7 +27,7 @@ class LoadOmniGen(io.ComfyNode):
             node_id="DreamOmniLoadOmniGen",
             display_name="Load OmniGen",
             category=f"{CATEGORY}/load",
-            description="Loads OmniGen v1 from models/omnigen as a MODEL for any sampler, with its tokenizer.",
+            description="Loads OmniGen v1 from models/omnigen as a MODEL for any sampler.",
             search_aliases=["omnigen v1", "phi3 image"],
             inputs=[
                 node_input(
@@ -47,9 +47,9 @@ class LoadOmniGen(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model", display_name="MODEL", tooltip="OmniGen, ready for KSampler or guiders."),
+                io.Model.Output("model", display_name="MODEL", tooltip="OmniGen, for KSampler or guiders."),
                 Processor.Output(
-                    "processor", display_name="PROCESSOR", tooltip="The model's tokenizer, for OmniGen Encode."
+                    "processor", display_name="PROCESSOR", tooltip="Tokenizer, for OmniGen Encode."
                 ),
             ],
         )
@@ -112,7 +112,7 @@ class OmniGenEncode(io.ComfyNode):
                 io.Conditioning.Output(
                     "image_only",
                     display_name="image only",
-                    tooltip="The pictures without words: cond2 of DualCFGGuider. Without pictures the negative.",
+                    tooltip="Pictures without words: cond2 of DualCFGGuider. The negative without pictures.",
                 ),
                 io.Latent.Output("latent", display_name="latent", tooltip="Empty, at the result's size."),
             ],
@@ -167,8 +167,8 @@ def size_inputs() -> list[io.Input]:
             options=[style.value for style in PromptStyle],
             default=PromptStyle.TAGS.value,
             optional=True,
-            tooltip="tags: as written. mentions: 'image 1' becomes its tag. few-shot: the pictures are example "
-            "pairs (input, output) and one last input.",
+            tooltip="tags: as written. mentions: 'image 1' becomes its tag. few-shot: the pictures are "
+            "example pairs (input, output) and one last input.",
         ),
     ]
 

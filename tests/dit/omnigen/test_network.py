@@ -11,9 +11,8 @@ from pack.dit.omnigen.layout import sequence_rows
 from pack.dit.omnigen.network import OmniGenNetwork
 from pack.dit.omnigen.prefix import make_prefix, sequence_from_tensor
 from pack.dit.omnigen.prompt import tokenize_prompt
+from tiny_omnigen import byte_tokenizer, diffusers_model, own_network, tiny_config
 from transformers import PreTrainedTokenizerFast
-
-from tests.dit.omnigen.tiny import byte_tokenizer, diffusers_model, own_network, tiny_config
 
 PROMPTS = {
     0: "a cat on a roof",

@@ -6,8 +6,7 @@ import pytest
 import torch
 from pack.dit.omnigen.network import OmniGenNetwork
 from pack.dit.omnigen.state_dict import is_diffusers, to_diffusers, to_official
-
-from tests.dit.omnigen.tiny import diffusers_model, tiny_config
+from tiny_omnigen import diffusers_model, tiny_config
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])

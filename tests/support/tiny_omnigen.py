@@ -10,6 +10,7 @@ from diffusers import OmniGenTransformer2DModel
 from pack.dit.omnigen.config import OmniGenConfig
 from pack.dit.omnigen.network import OmniGenNetwork
 from pack.dit.omnigen.state_dict import to_official
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 SPECIALS = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<img>", "</img>"]
@@ -84,3 +85,40 @@ def write_tokenizer(folder: Path) -> None:
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "model_max_length": 131072}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def official_fields(config: OmniGenConfig) -> dict:
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "original_max_position_embeddings": config.original_max_position_embeddings,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": {
+            "type": "su",
+            "short_factor": list(config.short_factor),
+            "long_factor": list(config.long_factor),
+        },
+    }
+
+
+def write_official(folder: Path, config: OmniGenConfig, dtype: torch.dtype = torch.float32) -> Path:
+    """The released folder: model.safetensors (with its position table), config.json, tokenizer.json."""
+    write_tokenizer(folder)
+    weights = to_official(diffusers_model(config).state_dict())
+    save_file({name: part.to(dtype) for name, part in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(official_fields(config)))
+    return folder
+
+
+def write_diffusers(folder: Path, config: OmniGenConfig, shard_size: str = "10GB") -> Path:
+    """diffusers' folder: transformer (sharded if shards are small) and tokenizer."""
+    write_tokenizer(folder / "tokenizer")
+    diffusers_model(config).save_pretrained(folder / "transformer", max_shard_size=shard_size)
+    return folder
