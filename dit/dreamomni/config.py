@@ -1,0 +1,286 @@
+"""Everything about a DreamOmni network that its paper does not fix, as one frozen config; and three presets.
+
+Published (method figure): the wiring, two blocks in a group, one Linear for the VLM's tokens, separate merge
+Linears for noise and VLM tokens, `alpha * x + beta` from time embedding -> Linear -> SiLU, no gate.
+Every field below is chosen, not published, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..positions import PositionScheme
+
+BLOCKS_PER_GROUP = 2
+"""Published: every group holds exactly two DiT blocks."""
+LATENT_KINDS = ("flux", "sdxl", "small", "pixels")
+POSITION_ENCODINGS = ("rope", "sincos", "rope+sincos", "none")
+MODULATION_ORDERS = ("linear-silu", "silu-linear")
+MODULATION_FORMS = ("alpha", "one-plus-alpha")
+SKIP_MERGES = ("concat", "add")
+DOWNSAMPLERS = ("conv", "pixel-unshuffle")
+UPSAMPLERS = ("nearest-conv", "pixel-shuffle")
+PREDICTIONS = ("velocity", "clean")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; use one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentSpec:
+    """The space the network denoises in and how it is shown before the VAE has decoded it."""
+
+    kind: str = "flux"
+    """`flux` or `sdxl`: those VAE files; `small`: the VAE of this package; `pixels`: no VAE, whole blocks of
+    `downscale` x `downscale` RGB pixels as channels."""
+    channels: int = 16
+    downscale: int = 8
+    """Pixels per latent cell and side."""
+    scale: float = 0.3611
+    """The network sees (latent - shift) * scale."""
+    shift: float = 0.1159
+    rgb_factors: tuple[tuple[float, float, float], ...] = ()
+    """Preview colours: RGB in -1..1 as a linear function of what the network sees, fitted to the VAE."""
+    rgb_bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        _one_of("latent kind", self.kind, LATENT_KINDS)
+        if self.channels < 1 or self.downscale < 1:
+            raise ValueError(
+                f"latent channels and downscale must be positive: {self.channels}, {self.downscale}"
+            )
+        if self.kind == "pixels" and self.channels != 3 * self.downscale**2:
+            raise ValueError(
+                f"pixel blocks of {self.downscale} x {self.downscale} have {3 * self.downscale**2} channels, "
+                f"the config says {self.channels}"
+            )
+        if self.scale == 0:
+            raise ValueError("latent scale must not be 0")
+        if self.rgb_factors and (
+            len(self.rgb_factors) != self.channels or any(len(row) != 3 for row in self.rgb_factors)
+        ):
+            raise ValueError(
+                f"rgb_factors must be {self.channels} rows of 3, got {len(self.rgb_factors)} rows"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DreamOmniConfig:
+    """Sizes and switches of one DreamOmni network; chosen, not published, unless a field says otherwise."""
+
+    latent: LatentSpec = field(default_factory=LatentSpec)
+    width: int = 2048
+    """Channels of a token."""
+    heads: int = 16
+    groups: int = 9
+    """Groups in each half; the decoder mirrors the encoder (the mirroring is published)."""
+    feedforward_ratio: float = 4.0
+    vlm_width: int = 3584
+    """Channels of the VLM's hidden states (3584 is Qwen2-VL 7B, which is published)."""
+    vlm_norm: bool = True
+    """LayerNorm without weights before the published Linear: VLM states have a few huge channels."""
+    conv_width: int = 320
+    """Channels of the convolution blocks at latent resolution."""
+    conv_norm_groups: int = 32
+    conv_skips: bool = True
+    """Skips A and B between the convolution blocks (published: on)."""
+    conv_skip_merge: str = "concat"
+    downsample: str = "conv"
+    upsample: str = "nearest-conv"
+    patch: int = 1
+    """Side of the patch taken behind the published 2x downsampling."""
+    block_skips: bool = True
+    """Skips between mirrored groups (published: on); off for the ablation."""
+    qkv_bias: bool = True
+    qk_norm: bool = True
+    exit_norm: bool = True
+    """LayerNorm without weights before unpatching."""
+    time_width: int = 2048
+    time_frequencies: int = 256
+    time_layers: int = 1
+    """1 is published (t -> Linear -> embedding); 2 adds SiLU and a second Linear."""
+    modulation_order: str = "linear-silu"
+    """Published as drawn: Linear, then SiLU."""
+    modulation_form: str = "alpha"
+    """Published: alpha * x + beta; `one-plus-alpha` is (1 + alpha) * x + beta."""
+    residual_gate: bool = False
+    """A learned gate on each residual branch (published: none)."""
+    position_encoding: str = "rope"
+    rope_axes: tuple[int, int, int] = (16, 56, 56)
+    """Channels of a head for the axes index, row, column."""
+    rope_theta: float = 10000.0
+    vlm_image_index: bool = False
+    """VLM tokens of picture n get index n on the first axis instead of 0."""
+    role_embeddings: bool = False
+    """Learned vectors for target, text, and the tokens of picture n (VLM's and VAE's apart)."""
+    max_images: int = 5
+    source_tokens: bool = False
+    """Also feed pictures as VAE tokens; off is the figure, where they enter through the VLM only."""
+    reference_positions: str = PositionScheme.INDEX_OFFSET.value
+    """Position scheme of the VAE tokens of pictures (DreamOmni2's, arXiv 2510.06679 section 3.2)."""
+    prediction: str = "velocity"
+    """`clean`: the network paints the picture and the velocity follows from it."""
+    clean_sigma_floor: float = 0.02
+    """Smallest sigma the clean prediction is divided by."""
+    sampling_shift: float = 3.0
+    """Time shift ComfyUI's schedulers use for this network."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rope_axes", tuple(self.rope_axes))
+        _one_of("conv_skip_merge", self.conv_skip_merge, SKIP_MERGES)
+        _one_of("downsample", self.downsample, DOWNSAMPLERS)
+        _one_of("upsample", self.upsample, UPSAMPLERS)
+        _one_of("modulation_order", self.modulation_order, MODULATION_ORDERS)
+        _one_of("modulation_form", self.modulation_form, MODULATION_FORMS)
+        _one_of("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        _one_of("prediction", self.prediction, PREDICTIONS)
+        _one_of("reference_positions", self.reference_positions, tuple(s.value for s in PositionScheme))
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        for name in (
+            "width",
+            "heads",
+            "groups",
+            "vlm_width",
+            "conv_width",
+            "patch",
+            "max_images",
+            "time_width",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be divided among {self.heads} heads")
+        if "rope" in self.position_encoding and (
+            sum(self.rope_axes) != self.head_width or any(axis % 2 for axis in self.rope_axes)
+        ):
+            raise ValueError(
+                f"rope_axes {self.rope_axes} must be even and add up to the head's {self.head_width} channels"
+            )
+        if "sincos" in self.position_encoding and self.width % 4:
+            raise ValueError(f"sincos positions need a width divisible by 4, got {self.width}")
+        if self.conv_width % self.conv_norm_groups:
+            raise ValueError(f"conv_width {self.conv_width} is no multiple of {self.conv_norm_groups} groups")
+        if self.time_frequencies < 2 or self.time_frequencies % 2:
+            raise ValueError(f"time_frequencies must be even and at least 2, got {self.time_frequencies}")
+        if self.time_layers not in (1, 2):
+            raise ValueError(f"time_layers is 1 or 2, got {self.time_layers}")
+        if not 0 < self.clean_sigma_floor < 1:
+            raise ValueError(f"clean_sigma_floor must lie between 0 and 1, got {self.clean_sigma_floor}")
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def feedforward_width(self) -> int:
+        """Channels between the two Linears of the feed-forward layer."""
+        return int(self.width * self.feedforward_ratio)
+
+    @property
+    def cell(self) -> int:
+        """Latent cells per token and side: the 2x downsampling times the patch."""
+        return 2 * self.patch
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels per token and side."""
+        return self.cell * self.latent.downscale
+
+    def to_json(self) -> str:
+        """The config as JSON text, every field."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> DreamOmniConfig:
+        """The config of a mapping; missing fields take their default, an unknown one raises ValueError."""
+        _known_only(cls, values, "config.json")
+        latent = values.get("latent", {})
+        _known_only(LatentSpec, latent, "config.json, latent")
+        spec = dict(latent)
+        if "rgb_factors" in spec:
+            spec["rgb_factors"] = tuple(tuple(row) for row in spec["rgb_factors"])
+        if "rgb_bias" in spec:
+            spec["rgb_bias"] = tuple(spec["rgb_bias"])
+        whole: dict[str, Any] = {**values, "latent": LatentSpec(**spec)}
+        return cls(**whole)
+
+
+def _known_only(cls: Any, values: Mapping[str, Any], place: str) -> None:
+    known = {item.name for item in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"{place} has fields this version does not know: {', '.join(unknown)}. "
+            "Update the pack, or remove them if they are typing errors."
+        )
+
+
+def paper_preset() -> DreamOmniConfig:
+    """About 2.5 B parameters (published size) on Qwen2-VL 7B and the Flux VAE, wired as the figure shows."""
+    return DreamOmniConfig()
+
+
+def small_preset() -> DreamOmniConfig:
+    """About 0.2 B parameters on Qwen2-VL 2B and the Flux VAE, for training at home."""
+    return DreamOmniConfig(
+        width=768,
+        heads=12,
+        groups=4,
+        vlm_width=1536,
+        conv_width=192,
+        time_width=768,
+        rope_axes=(8, 28, 28),
+        role_embeddings=True,
+        source_tokens=True,
+    )
+
+
+def tiny_preset() -> DreamOmniConfig:
+    """About 4.5 M parameters on pixel blocks and a small VLM, for pictures of 32 to 128 pixels on a CPU."""
+    return DreamOmniConfig(
+        latent=pixel_latent(4),
+        width=192,
+        heads=6,
+        groups=2,
+        vlm_width=128,
+        conv_width=64,
+        conv_norm_groups=8,
+        time_width=64,
+        time_frequencies=128,
+        position_encoding="rope+sincos",
+        rope_axes=(8, 12, 12),
+        rope_theta=100.0,
+        vlm_image_index=True,
+        role_embeddings=True,
+        source_tokens=True,
+        prediction="clean",
+        sampling_shift=1.0,
+    )
+
+
+def pixel_latent(block: int) -> LatentSpec:
+    """No VAE: blocks of `block` x `block` pixels as channels, values in -1..1, with exact preview colours."""
+    share = 1.0 / block**2
+    rows = tuple(
+        (share * (colour == 0), share * (colour == 1), share * (colour == 2))
+        for colour in range(3)
+        for _ in range(block**2)
+    )
+    return LatentSpec(
+        kind="pixels", channels=3 * block**2, downscale=block, scale=1.0, shift=0.0, rgb_factors=rows
+    )
+
+
+PRESETS: dict[str, Callable[[], DreamOmniConfig]] = {
+    "paper-2.5b": paper_preset,
+    "small": small_preset,
+    "tiny": tiny_preset,
+}

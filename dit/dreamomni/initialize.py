@@ -1,0 +1,62 @@
+"""Starting weights of a DreamOmni network; chosen, not published."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .blocks import DiTBlock, ResidualConvBlock
+from .layers import Modulation
+from .network import DreamOmniNetwork
+
+SILU_OF_ONE = 1.2784645
+"""SiLU(1.2784645) = 1: with this bias a fresh `Linear -> SiLU` modulation leaves its input as it is."""
+
+
+def initialize(network: DreamOmniNetwork, generator: torch.Generator) -> None:
+    """Fill a network in place: Xavier Linears, unit modulation, quiet residual branches, zero output."""
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.GroupNorm, nn.RMSNorm)) and module.weight is not None:
+            nn.init.ones_(module.weight)
+            if isinstance(module, nn.GroupNorm) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Modulation):
+            _start_neutral(module)
+    _quieten(network)
+    nn.init.normal_(network.time_in.linear.weight, std=0.02, generator=generator)
+    if network.roles is not None:
+        nn.init.normal_(network.roles.weight, std=0.02, generator=generator)
+    nn.init.zeros_(network.exit.out.weight)
+
+
+def _start_neutral(modulation: Modulation) -> None:
+    """alpha 1, beta 0, gate 1 whatever the time."""
+    nn.init.zeros_(modulation.linear.weight)
+    width = modulation.linear.out_features // modulation.parts
+    silu_last = modulation.order == "linear-silu"
+    one = SILU_OF_ONE if silu_last else 1.0
+    with torch.no_grad():
+        bias = modulation.linear.bias
+        if modulation.form == "alpha":
+            bias[:width] = one
+        bias[2 * width :] = one
+
+
+def _quieten(network: DreamOmniNetwork) -> None:
+    """Divide the last layer of every residual branch by the square root of their number."""
+    branches = [block for block in network.modules() if isinstance(block, DiTBlock)]
+    factor = 1 / math.sqrt(2 * max(1, len(branches)))
+    with torch.no_grad():
+        for block in branches:
+            block.attention_out.weight.mul_(factor)
+            block.feedforward_out.weight.mul_(factor)
+        for module in network.modules():
+            if isinstance(module, ResidualConvBlock):
+                module.conv_out.weight.mul_(0.5)
