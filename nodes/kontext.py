@@ -1,4 +1,4 @@
-"""Kontext: the model and the places of its references."""
+"""Kontext: the model, and the places of its references."""
 
 from __future__ import annotations
 
@@ -7,9 +7,46 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dit.positions import PositionScheme
+from ..model_loaders.kontext import WEIGHT_DTYPES, kontext_names, load_kontext
 from ..model_loaders.patches import attach_position_encoding
 from .schema import node_input, node_schema
 from .types import CATEGORY
+
+
+class LoadKontext(io.ComfyNode):
+    """Loads a Kontext checkpoint."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="DreamOmniLoadKontext",
+            display_name="Load Kontext",
+            category=f"{CATEGORY}/model",
+            description="Loads FLUX.1 Kontext from models/diffusion_models: one file in BFL's or diffusers' "
+            "layout, a folder of shards, fp8 or scaled fp8.",
+            search_aliases=["UNETLoader", "flux kontext loader", "diffusers folder"],
+            inputs=[
+                node_input(
+                    io.Combo,
+                    "unet_name",
+                    options=kontext_names(),
+                    tooltip="A file, or the folder of a sharded model, in models/diffusion_models.",
+                ),
+                node_input(
+                    io.Combo,
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="default: as the file and your GPU suggest. fp8: half the memory of bf16, "
+                    "a little less precise; fast also multiplies in fp8.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_kontext(unet_name, weight_dtype))
 
 
 class PositionEncoding(io.ComfyNode):
@@ -42,4 +79,4 @@ class PositionEncoding(io.ComfyNode):
         return io.NodeOutput(attach_position_encoding(model, PositionScheme(encoding)))
 
 
-NODES = [PositionEncoding]
+NODES = [LoadKontext, PositionEncoding]

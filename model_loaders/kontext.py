@@ -1,0 +1,116 @@
+"""A Kontext weight file of any layout -> ComfyUI's own Flux in a ModelPatcher."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+
+from ..dit.flux_shape import FluxShape
+from .state_dicts import kontext_shape, to_bfl_layout
+from .weight_files import read_shapes, read_weights, weight_names, weight_paths
+
+FOLDER = "diffusion_models"
+
+# As in ComfyUI's Load Diffusion Model.
+WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+
+def kontext_names() -> list[str]:
+    """Files and shard folders to offer."""
+    return weight_names(FOLDER)
+
+
+def load_kontext(name: str, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The ModelPatcher of a Kontext file or shard folder in `models/diffusion_models`.
+
+    Raises ValueError saying what the file is when it is not FLUX.1 Kontext, damaged or incomplete.
+    """
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"weight_dtype is {weight_dtype!r}; one of {', '.join(WEIGHT_DTYPES)} is needed")
+    paths = weight_paths(FOLDER, name)
+    shape, prefix = kontext_shape(name, read_shapes(paths))
+    weights, metadata = read_weights(paths)
+    weights = to_bfl_layout(weights, shape, prefix)
+    options = dict(WEIGHT_DTYPES[weight_dtype])
+    if host_knows(weights, shape):
+        patcher = load_by_host(weights, options, metadata, disable_dynamic)
+    else:
+        patcher = load_small(weights, shape, options, metadata)
+    # Newer hosts ask a patcher how to load itself again (torch.compile, several GPUs).
+    patcher.cached_patcher_init = (load_kontext, (name, weight_dtype))
+    return patcher
+
+
+def host_knows(weights: dict[str, Tensor], shape: FluxShape) -> bool:
+    """Whether ComfyUI works out the right heads and axes; older ones take 24 heads of 128 for granted."""
+    found = comfy.model_detection.detect_unet_config(weights, "")
+    return (found["num_heads"], tuple(found["axes_dim"])) == (shape.num_heads, shape.axes_dim)
+
+
+def load_by_host(
+    weights: dict[str, Tensor], options: dict[str, Any], metadata: dict[str, str], disable_dynamic: bool
+) -> Any:
+    """ComfyUI's own way, with everything it knows about quantised weights and memory."""
+    load = comfy.sd.load_diffusion_model_state_dict
+    more = (
+        {"disable_dynamic": disable_dynamic}
+        if "disable_dynamic" in inspect.signature(load).parameters
+        else {}
+    )
+    return load(weights, model_options=options, metadata=metadata, **more)
+
+
+def load_small(
+    weights: dict[str, Tensor], shape: FluxShape, options: dict[str, Any], metadata: dict[str, str]
+) -> Any:
+    """A network whose heads ComfyUI would get wrong: its config is corrected, the rest is as usual."""
+    config = comfy.model_detection.model_config_from_unet(weights, "", metadata=metadata)
+    config.unet_config |= {"num_heads": shape.num_heads, "axes_dim": list(shape.axes_dim)}
+    set_dtypes(config, weights, options)
+    offload_device = comfy.model_management.unet_offload_device()
+    model = config.get_model(weights, "").to(offload_device)
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    device = comfy.model_management.get_torch_device()
+    patcher = kind(model, load_device=device, offload_device=offload_device)
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    model.load_model_weights(weights, "", **({"assign": is_dynamic()} if is_dynamic is not None else {}))
+    return patcher
+
+
+def set_dtypes(config: Any, weights: dict[str, Tensor], options: dict[str, Any]) -> None:
+    """Storage and compute types of a model config, chosen as ComfyUI's loader does."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    supported = list(config.supported_inference_dtypes)
+    quantised = is_quantised(config)
+    stored = options.get("dtype") or management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=supported,
+        weight_dtype=None if quantised else comfy.utils.weight_dtype(weights),
+    )
+    compute = management.unet_manual_cast(stored, device, supported)
+    config.set_inference_dtype(stored, compute)
+    if options.get("fp8_optimizations"):
+        config.optimizations["fp8"] = True
+
+
+def is_quantised(config: Any) -> bool:
+    """Whether the file brings scales of its own; the field's name changed between ComfyUI versions."""
+    known = vars(config).keys() | vars(type(config)).keys()
+    known |= {name for kind in type(config).__mro__ for name in vars(kind)}
+    fields = ("scaled_fp8", "layer_quant_config", "quant_config")
+    return any(field in known and getattr(config, field) is not None for field in fields)

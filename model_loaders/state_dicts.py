@@ -1,0 +1,176 @@
+"""Weight names of FLUX.1: which network a file holds, and diffusers' layout turned into Black Forest Labs'.
+
+ComfyUI's network has BFL's names: one matrix for query, key and value, where diffusers has three.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.utils
+
+from ..dit.flux_shape import FluxShape, flux_shape
+from .weight_files import Shapes
+
+log = logging.getLogger("dreamomni")
+
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
+FLUX_MARKS = ("double_blocks.0.img_attn.", "transformer_blocks.0.attn.add_q_proj.")
+FP8_MARKER = "scaled_fp8"
+
+# Part of a weight name -> what such a file is; the first that is found names the file in an error.
+OTHER_KINDS = (
+    ("quant_state.bitsandbytes", "a bitsandbytes 4-bit model; load it with the node it was made for"),
+    (".wscales", "a nunchaku (SVDQuant) model; its wrapper ignores reference methods"),
+    ("double_stream_modulation_img", "FLUX.2"),
+    ("distilled_guidance_layer", "Chroma"),
+    ("lora_", "a LoRA; put it in models/loras"),
+    (".lora.", "a LoRA; put it in models/loras"),
+    ("input_blocks.0.0.weight", "a Stable Diffusion UNet"),
+    ("down_blocks.0.attentions", "a diffusers Stable Diffusion UNet"),
+    ("joint_blocks.0.", "Stable Diffusion 3"),
+    ("transformer_blocks.0.img_mod.", "Qwen-Image"),
+    ("blocks.0.cross_attn.", "a video model (Wan)"),
+    ("encoder.block.0.layer.0.SelfAttention", "a T5 text encoder"),
+    ("text_model.encoder", "a CLIP text encoder"),
+    ("decoder.conv_in.weight", "a VAE; put it in models/vae"),
+    ("decoder.up_blocks.0", "a VAE; put it in models/vae"),
+)
+
+
+def kontext_shape(file_name: str, shapes: Shapes) -> tuple[FluxShape, str]:
+    """(network, prefix of its names) in a file; raises ValueError saying what the file holds instead."""
+    prefix = flux_prefix(shapes)
+    if prefix is None or is_other_kind(shapes):
+        raise ValueError(f"{file_name} is not a FLUX.1 Kontext model: it looks like {kind_of(shapes)}.")
+    inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    try:
+        shape = flux_shape(inner)
+    except ValueError as error:
+        raise ValueError(f"{file_name} is not a FLUX.1 Kontext model: {error}.") from error
+    check_complete(file_name, inner, shape)
+    return shape, prefix
+
+
+def flux_prefix(names: Iterable[str]) -> str | None:
+    """What stands before the names of FLUX.1's weights; None if these are not among them."""
+    names = list(names)
+    for prefix in PREFIXES:
+        marks = tuple(prefix + mark for mark in FLUX_MARKS)
+        if any(name.startswith(marks) for name in names):
+            return prefix
+    return None
+
+
+def is_other_kind(names: Iterable[str]) -> bool:
+    """Whether names that FLUX.1 shares with a relative belong to the relative."""
+    return any(mark in name for name in names for mark, _ in OTHER_KINDS[:6])
+
+
+def kind_of(names: Iterable[str]) -> str:
+    """What a file is, in words."""
+    names = list(names)
+    for mark, kind in OTHER_KINDS:
+        if any(mark in name for name in names):
+            return kind
+    return f"something unknown, with weights such as {', '.join(sorted(names)[:3]) or '(none)'}"
+
+
+def is_diffusers_layout(names: Iterable[str]) -> bool:
+    """Whether FLUX.1's weights go by diffusers' names."""
+    return any(name.startswith("transformer_blocks.0.") for name in names)
+
+
+def layout_map(shape: FluxShape) -> dict[str, Any]:
+    """diffusers' name -> BFL's name, with the rows it fills, for a network of `shape`."""
+    names = comfy.utils.flux_to_diffusers(
+        {"depth": shape.num_double, "depth_single_blocks": shape.num_single, "hidden_size": shape.hidden_size}
+    )
+    return {name: place for name, place in names.items() if not name.startswith("controlnet_")}
+
+
+def check_complete(file_name: str, shapes: Shapes, shape: FluxShape) -> None:
+    """Raise ValueError if weights of the network are missing from the file."""
+    places = layout_map(shape)
+    bfl = {place if isinstance(place, str) else place[0] for place in places.values()}
+    wanted = set(places) if is_diffusers_layout(shapes) else bfl
+    missing = sorted(wanted - shapes.keys())
+    if missing:
+        raise ValueError(
+            f"{file_name} lacks {len(missing)} of {len(wanted)} weights of FLUX.1 Kontext, first "
+            f"{missing[0]}. The file was cut or converted wrongly; download it again."
+        )
+
+
+def to_bfl_layout(weights: dict[str, Tensor], shape: FluxShape, prefix: str) -> dict[str, Tensor]:
+    """Weights under BFL's names without prefix; `weights` is emptied, so that no matrix is held twice."""
+    inner = {name.removeprefix(prefix): weights[name] for name in list(weights) if name.startswith(prefix)}
+    weights.clear()
+    if not is_diffusers_layout(inner):
+        return inner
+    out = {name: inner.pop(name) for name in [FP8_MARKER] if name in inner}
+    for target, sources in sources_by_target(shape).items():
+        parts = [inner.pop(source) for source, _ in sources]
+        scales = [inner.pop(source.removesuffix("weight") + "scale_weight", None) for source, _ in sources]
+        converts = [convert for _, convert in sources if convert is not None]
+        out[target], scale = join_rows(parts, [scale for scale in scales if scale is not None])
+        for convert in converts:
+            out[target] = convert_rows(out[target], convert)
+        if scale is not None:
+            out[target.removesuffix("weight") + "scale_weight"] = scale
+    unused = [name for name in inner if not name.endswith("scale_input")]
+    if unused:
+        log.warning("%d weights are no part of FLUX.1 and were left out, first %s", len(unused), unused[0])
+    return out
+
+
+def sources_by_target(shape: FluxShape) -> dict[str, list[tuple[str, Any]]]:
+    """BFL's name -> diffusers' names in the order of their rows, each with a function of its rows or None."""
+    found: defaultdict[str, list[tuple[int, str, Any]]] = defaultdict(list)
+    for source, place in layout_map(shape).items():
+        target, rows, *convert = (place, None) if isinstance(place, str) else place
+        found[str(target)].append((rows[1] if rows else 0, source, convert[0] if convert else None))
+    return {
+        target: [(source, convert) for _, source, convert in sorted(parts, key=lambda part: part[0])]
+        for target, parts in found.items()
+    }
+
+
+def join_rows(parts: Sequence[Tensor], scales: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Matrices stacked by rows; scaled fp8 ones are brought to their largest scale first."""
+    if not scales:
+        return stack_rows(parts), None
+    common = torch.stack([scale.float() for scale in scales]).max()
+    if all(torch.equal(scale.float(), common) for scale in scales):
+        return stack_rows(parts), common
+    rescaled = [
+        (part.float() * (scale.float() / common)).to(part.dtype)
+        for part, scale in zip(parts, scales, strict=True)
+    ]
+    return stack_rows(rescaled), common
+
+
+def stack_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors joined along the rows; a single one is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return as_bytes_if_fp8(torch.cat, parts)
+
+
+def convert_rows(part: Tensor, convert: Any) -> Tensor:
+    """`convert` of a tensor, also for fp8, which has few operations of its own."""
+    return as_bytes_if_fp8(lambda tensors: convert(tensors[0]), [part])
+
+
+def as_bytes_if_fp8(operation: Any, parts: Sequence[Tensor]) -> Tensor:
+    """A row operation on tensors; one-byte types go through it as bytes."""
+    dtype = parts[0].dtype
+    if dtype.itemsize > 1:
+        return operation(list(parts))
+    return operation([part.view(torch.uint8) for part in parts]).view(dtype)
