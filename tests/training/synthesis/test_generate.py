@@ -1,0 +1,286 @@
+"""Whole datasets: the same bytes for any number of processes, resume after a kill, full disks, stickers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pack.training.dataset import open_dataset
+from pack.training.synthesis import worker
+from pack.training.synthesis.config import recipe_for
+from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
+from pack.training.synthesis.samples import Synthesizer
+from pack.training.synthesis.stickers import find_stickers
+from pack.training.synthesis.writers import FolderWriter, ShardWriter
+from PIL import Image, ImageDraw
+
+
+def job(folder: Path, count: int = 12, **options: object) -> Job:
+    settings: dict = {"part_size": 4, "config": recipe_for(32, 32, seed=2)} | options
+    return Job(folder=folder, count=count, **settings)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_shards_are_the_same_bytes_for_any_number_of_processes(tmp_path: Path) -> None:
+    counts: list[int] = []
+    generate(job(tmp_path / "one"), 1)
+    generate(job(tmp_path / "two"), 2, lambda done, sample: counts.append(done))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert counts[-1] == 12 and counts == sorted(counts)
+    opened = open_dataset(tmp_path / "one")
+    assert len(opened) == 12
+    expected = Synthesizer(recipe_for(32, 32, seed=2)).sample(7)
+    sample = opened[7]
+    assert (sample.instruction, sample.task, sample.id) == (
+        expected.plan.instruction,
+        expected.plan.task,
+        "00000007",
+    )
+    assert np.array_equal(np.asarray(sample.target), expected.target)
+    assert len(sample.references) == len(expected.references)
+    assert sample.scene == json.loads(json.dumps(expected.scene))
+
+
+def test_folder_and_shards_hold_the_same_samples(tmp_path: Path) -> None:
+    generate(job(tmp_path / "folder", format="folder"))
+    generate(job(tmp_path / "shards"))
+    folder, shards = open_dataset(tmp_path / "folder"), open_dataset(tmp_path / "shards")
+    for one, two in zip(folder, shards, strict=True):
+        assert (one.id, one.task, one.instruction, one.scene) == (
+            two.id,
+            two.task,
+            two.instruction,
+            two.scene,
+        )
+        assert one.target.tobytes() == two.target.tobytes()
+        assert (one.mask is None) == (two.mask is None)
+        assert [image.tobytes() for image in one.references] == [image.tobytes() for image in two.references]
+
+
+def test_webdataset_itself_reads_the_shards(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    generate(job(tmp_path / "shards", 4))
+    path = tmp_path / "shards" / "shard-000000.tar"
+    rows = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("pil"))
+    assert [row["__key__"] for row in rows] == [f"{index:08d}" for index in range(4)]
+    assert rows[0]["json"]["instruction"] and rows[0]["target.png"].size == (32, 32)
+
+
+@pytest.mark.parametrize("form", ["shards", "folder"])
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, form: str) -> None:
+    order = job(tmp_path / "killed", 24, format=form)
+    generate(job(tmp_path / "whole", 24, format=form))
+    generate(job(tmp_path / "killed", 4, format=form))
+    process = subprocess.Popen(
+        [sys.executable, worker.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps({"job": order.to_json(), "parts": [1, 2, 3, 4, 5]}) + "\n")
+    process.stdin.flush()
+    for _ in range(6):
+        process.stdout.readline()
+    process.kill()
+    assert process.wait() == -9
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("s*-00000[01].*")}
+    assert finished
+    done: list[int] = []
+    generate(order, 1, lambda count, sample: done.append(count))
+    assert done[0] >= 8
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+
+
+def test_the_count_may_grow_and_shrink(tmp_path: Path) -> None:
+    generate(job(tmp_path / "a", 6, format="folder"))
+    generate(job(tmp_path / "a", 10, format="folder"))
+    generate(job(tmp_path / "b", 10, format="folder"))
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    generate(job(tmp_path / "a", 3, format="folder"))
+    assert len(open_dataset(tmp_path / "a")) == 3
+
+
+def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    generate(job(tmp_path / "a", 4))
+    before = hashes(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"made with other settings \(seed\). Choose another name"):
+        generate(job(tmp_path / "a", 4, config=recipe_for(32, 32, seed=3)))
+    with pytest.raises(ValueError, match=r"made with other settings \(format, part_size\)"):
+        generate(job(tmp_path / "a", 4, format="folder", part_size=2))
+    assert hashes(tmp_path / "a") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(ValueError, match=r"mine is not empty and holds no dataset of this pack"):
+        generate(job(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 0}, r"count must be at least 1, got 0"),
+        ({"part_size": 0}, r"part_size must be at least 1, got 0"),
+        ({"format": "zip"}, r"there is no format 'zip'; allowed are shards, folder"),
+    ],
+)
+def test_jobs_that_cannot_be(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        job(tmp_path, **changes)
+
+
+def test_a_full_disk_leaves_finished_parts_intact(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    synthesizer = Synthesizer(recipe_for(32, 32, seed=2))
+
+    def part(first: int) -> list:
+        return [synthesizer.sample(index) for index in range(first, first + 4)]
+
+    shards = tmp_path / "shards"
+    generate(job(shards, 4))
+    before = hashes(shards)
+    (shards / "shard-000001.tar.partial").symlink_to(full)
+    with pytest.raises(OSError, match=r"the disk is full while writing .* All finished parts are intact"):
+        ShardWriter(shards).write(1, iter(part(4)))
+    assert hashes(shards) == before and len(open_dataset(shards)) == 4
+
+    folder = tmp_path / "folder"
+    generate(job(folder, 4, format="folder"))
+    before = hashes(folder)
+    (folder / "pictures" / "000001").mkdir()
+    (folder / "pictures" / "000001" / "00000005.target.png").symlink_to(full)
+    with pytest.raises(OSError, match=r"the disk is full"):
+        FolderWriter(folder).write(1, iter(part(4)))
+    assert hashes(folder) == before and len(open_dataset(folder)) == 4
+
+
+def test_a_stop_by_the_user_ends_workers_and_keeps_finished_parts(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def report(done: int, sample: object) -> None:
+        if done >= 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        generate(job(tmp_path / "a", 400), 2, report)
+    assert not list((tmp_path / "a").glob("*.partial.*"))
+    generate(job(tmp_path / "a", 12))
+    generate(job(tmp_path / "b", 12))
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+def test_a_worker_tells_its_error(tmp_path: Path) -> None:
+    config = recipe_for(32, 32, tasks=("recolour",))
+    import dataclasses
+
+    poor = dataclasses.replace(config, colours=("red",))
+    with pytest.raises(ValueError, match=r"no recolour could be made"):
+        generate(job(tmp_path / "a", config=poor), 2)
+
+
+def test_jobs_survive_json(tmp_path: Path) -> None:
+    order = job(tmp_path, config=recipe_for(48, 40, seed=9, tasks=("add", "remove")))
+    assert job_from_json(json.loads(json.dumps(order.to_json()))) == order
+    data = json.loads(json.dumps(order.to_json()))["config"]
+    assert config_from_json(data).fingerprint() == order.config.fingerprint()
+
+
+def sticker(path: Path, colour: str = "red", size: int = 60) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGBA", (size + 20, size), (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse((10, 4, size, size - 8), fill=colour)
+    image.save(path)
+
+
+def test_a_folder_of_stickers_with_captions(tmp_path: Path) -> None:
+    for name, colour in (("frog", "green"), ("old-boat_2", "brown"), ("k1", "blue"), ("k1_mirror", "blue")):
+        sticker(tmp_path / f"{name}.png", colour)
+    (tmp_path / "k1.txt").write_text("An owl.\nlb.utf8=Eng Eil\n")
+    nouns = {file.noun for file in find_stickers(tmp_path)}
+    assert nouns == {"frog", "old boat", "owl"}
+    config = recipe_for(96, 96, seed=1, tasks=("replace",), stickers_folder=str(tmp_path))
+    made = Synthesizer(config)
+    told = " ".join(made.sample(index).plan.instruction for index in range(30))
+    assert "owl" in told and "boat" in told
+    sample = next(made.sample(index) for index in range(30) if "owl" in made.plan(index).instruction)
+    assert sample.source is not None and sample.mask is not None
+    assert np.array_equal(sample.source[~sample.mask], sample.target[~sample.mask])
+
+
+def test_an_emoji_package_is_joined_with_its_labels(tmp_path: Path) -> None:
+    for code in ("1f600", "2764-fe0f", "1f1e9-1f1ea"):
+        sticker(tmp_path / "assets" / f"{code}.webp")
+    entries = [
+        {"hexcode": "1F600", "label": "grinning face", "group": 0},
+        {"hexcode": "2764", "label": "red heart", "group": 0},
+        {"hexcode": "1F1E9-1F1EA", "label": "flag: Germany", "group": 9},
+    ]
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en" / "data.json").write_text(json.dumps(entries))
+    assert {file.noun for file in find_stickers(tmp_path)} == {"grinning face", "red heart"}
+
+
+def test_iconify_files_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    body = '<circle cx="16" cy="16" r="12" fill="#f00"/>'
+    (tmp_path / "icons.json").write_text(json.dumps({"width": 32, "icons": {"red-ball": {"body": body}}}))
+    (file,) = find_stickers(tmp_path)
+    assert file.noun == "red ball"
+    made = Synthesizer(recipe_for(64, 64, tasks=("text_to_image",), stickers_folder=str(tmp_path)))
+    pictures = [made.sample(index) for index in range(8)]
+    drawn = next(sample for sample in pictures if "red ball" in sample.plan.instruction)
+    assert ((drawn.target == (255, 0, 0)).all(axis=2)).sum() > 40
+
+
+def test_vector_stickers_without_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.svg").write_text("<svg/>")
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    made = Synthesizer(recipe_for(64, 64, stickers_folder=str(tmp_path), tasks=("text_to_image",)))
+    with pytest.raises(ValueError, match=r"need the package resvg-py: pip install resvg-py"):
+        made.library.sticker("a.svg", 10)
+
+
+def test_bad_sticker_and_background_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe(**folders: str) -> Synthesizer:
+        return Synthesizer(recipe_for(64, 64, **folders))
+
+    empty, cuts = tmp_path / "empty", tmp_path / "cuts"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no sticker folder"):
+        recipe(stickers_folder=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"empty holds no stickers. Put pictures with transparency"):
+        recipe(stickers_folder=str(empty))
+    with pytest.raises(FileNotFoundError, match=r"there is no background folder"):
+        recipe(backgrounds_folder=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"empty holds no pictures. Put photos into it"):
+        recipe(backgrounds_folder=str(empty))
+    cuts.mkdir()
+    Image.new("RGB", (20, 20)).save(cuts / "opaque.png")
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(cuts / "nothing.png")
+    (cuts / "broken.png").write_bytes(b"no picture")
+    sticker(cuts / "huge.png", size=90)
+    library = recipe(stickers_folder=str(cuts)).library
+    with pytest.raises(ValueError, match=r"opaque.png has no transparency, so it is no sticker"):
+        library.sticker("opaque.png", 10)
+    with pytest.raises(ValueError, match=r"nothing.png is fully transparent"):
+        library.sticker("nothing.png", 10)
+    with pytest.raises(ValueError, match=r"broken.png is not a readable picture"):
+        library.sticker("broken.png", 10)
+    monkeypatch.setattr("pack.training.datasets.records.MAX_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"huge.png has 110x90 px, allowed are"):
+        library.sticker("huge.png", 10)
+    (cuts / "icons.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"icons.json is not an iconify file"):
+        recipe(stickers_folder=str(cuts))

@@ -1,0 +1,359 @@
+"""Every task: exact pairs, true descriptions, unambiguous names, good English, at small and large sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pack.dit.dreamomni.drag import fit_motion, parse_drag_prompt
+from pack.training.synthesis.config import TASK_WEIGHTS, SynthesisConfig, recipe_for
+from pack.training.synthesis.naming import matches, ways_to_name
+from pack.training.synthesis.palette import COLOURS, MARK_COLOURS
+from pack.training.synthesis.render import Renderer
+from pack.training.synthesis.samples import Sample, Synthesizer
+from pack.training.synthesis.scene import Scene, scene_from_json
+from pack.training.synthesis.shapes import SHAPES
+from pack.training.synthesis.words import grammar_faults
+from pack.training.synthesis.workshop import circle_gap
+from PIL import Image
+
+MARKED = ("inpaint", "outpaint", "segment", "detect")
+REFERENCED = ("reference_add", "reference_replace", "reference_attribute")
+EDITS = ("add", "remove", "replace", "multi", "recolour", "retexture", "move", "scale", "rotate")
+EDITS = (*EDITS, *MARKED, *REFERENCED)
+GENERATED = ("text_to_image", "reference_generation", "control_canny", "control_segmentation")
+
+
+def synthesizer(task: str, width: int = 96, height: int = 64, **changes: object) -> Synthesizer:
+    return Synthesizer(dataclasses.replace(recipe_for(width, height, seed=11, tasks=(task,)), **changes))
+
+
+def samples(task: str, count: int, **options: object) -> list[Sample]:
+    made = synthesizer(task, **options)
+    return [made.sample(index) for index in range(count)]
+
+
+def test_the_lists_of_tasks_are_complete() -> None:
+    assert {*EDITS, *GENERATED, "control_depth"} == set(TASK_WEIGHTS)
+
+
+@pytest.mark.parametrize("task", EDITS)
+def test_outside_the_mask_the_target_is_the_source_bit_for_bit(task: str) -> None:
+    for sample in [*samples(task, 8), *samples(task, 1, width=256, height=256)]:
+        assert sample.source is not None and sample.mask is not None
+        changed = (sample.source != sample.target).any(axis=2)
+        assert changed.any(), sample.plan.instruction
+        assert not (changed & ~sample.mask).any()
+        assert np.array_equal(sample.source[~sample.mask], sample.target[~sample.mask])
+        assert sample.mask.mean() < 0.9 or task in ("inpaint", "outpaint")
+
+
+def apply_by_hand(operations: list[dict], scene: dict) -> dict:
+    """The operations on plain JSON, written apart from the product's own."""
+    scene = json.loads(json.dumps(scene))
+    for step in operations:
+        objects = {item["key"]: item for item in scene["objects"]}
+        item = objects.get(step.get("key"))
+        kind = step["kind"]
+        if kind == "add":
+            scene["objects"].append(step["item"])
+        elif kind == "remove":
+            scene["objects"].remove(item)
+        elif kind == "replace":
+            item["sprite"] = step["sprite"]
+        elif kind == "change":
+            item["sprite"].update({name: step[name] for name in ("colour", "texture") if step[name]})
+        elif kind == "move":
+            item["x"], item["y"] = item["x"] + step["dx"], item["y"] + step["dy"]
+        elif kind == "resize":
+            item["scale"] *= step["factor"]
+        elif kind == "turn":
+            item["rotation"] = math.fmod(item["rotation"] + step["degrees"], 360)
+        elif kind == "paint":
+            scene["marks"].append(step["mark"])
+        elif kind == "uncover":
+            scene["marks"] = []
+    return scene
+
+
+@pytest.mark.parametrize("task", EDITS)
+def test_the_stated_operation_on_the_description_gives_the_target(task: str) -> None:
+    made = synthesizer(task)
+    for index in range(6):
+        sample = made.sample(index)
+        words = json.loads(json.dumps(sample.scene))
+        assert apply_by_hand(words["operations"], words["source"]) == words["target"]
+        assert np.array_equal(made.renderer.draw(scene_from_json(words["target"])), sample.target)
+        assert sample.source is not None
+        assert np.array_equal(made.renderer.draw(scene_from_json(words["source"])), sample.source)
+
+
+@pytest.mark.parametrize("task", [*EDITS, *GENERATED])
+def test_instructions_are_good_english_and_vary(task: str) -> None:
+    made = synthesizer(task, 128, 128)
+    told = [made.plan(index).instruction for index in range(150)]
+    faults = [(text, grammar_faults(text)) for text in told if grammar_faults(text)]
+    assert not faults
+    openings = {re.findall("[A-Za-z]+", text)[0] for text in told}
+    assert len(set(told)) > 100 and len(openings) >= 3
+
+
+@pytest.mark.parametrize("task", [*EDITS, *GENERATED])
+def test_objects_stay_on_the_canvas_and_apart(task: str) -> None:
+    made = synthesizer(task)
+    for index in range(60):
+        plan = made.plan(index)
+        scenes = [(scene, (96, 64)) for scene in (plan.source, plan.target) if scene]
+        scenes += [(reference.scene, (64, 64)) for reference in plan.references if not reference.is_canvas]
+        for scene, size in scenes:
+            for item in scene.objects:
+                across, down = (item.scale / 2 * min(size) / side for side in size)
+                assert across <= item.x <= 1 - across and down <= item.y <= 1 - down
+            for one, two in itertools.combinations(scene.objects, 2):
+                assert circle_gap(one, two, size) >= -1e-9
+
+
+def test_the_overlap_limit_is_used_when_it_is_allowed() -> None:
+    made = synthesizer("text_to_image", 64, 64, max_overlap=0.5, single_share=0.0, objects=(4, 4))
+    gaps = []
+    for index in range(40):
+        for one, two in itertools.combinations(made.plan(index).target.objects, 2):
+            gaps.append(circle_gap(one, two, (64, 64)) / (min(one.scale, two.scale) / 2))
+    assert -0.5 - 1e-9 <= min(gaps) < -0.05
+
+
+def test_scenes_make_the_model_choose() -> None:
+    made = synthesizer("remove", 64, 64)
+    scenes = [made.plan(index).source for index in range(200)]
+    several = [scene for scene in scenes if scene and len(scene.objects) > 1]
+    assert 0.7 < len(several) / 200 < 0.9
+
+    def shares(scene: Scene) -> bool:
+        pairs = itertools.combinations([item.sprite for item in scene.objects], 2)
+        return any(one.shape == two.shape or one.colour == two.colour for one, two in pairs)
+
+    assert sum(shares(scene) for scene in several) / len(several) > 0.6
+
+
+def fits_words(words: str, item: object, config: SynthesisConfig) -> bool:
+    """Whether every attribute word of a name holds for an object."""
+    sprite = item.sprite  # type: ignore[attr-defined]
+    own = {sprite.shape, sprite.colour, sprite.texture}
+    scale = item.scale  # type: ignore[attr-defined]
+    size = min(
+        zip(("small", "medium", "large"), config.sizes, strict=True), key=lambda pair: abs(pair[1] - scale)
+    )
+    own |= {"small": {"small", "little"}, "medium": set(), "large": {"large", "big"}}[size[0]]
+    return set(words.split()) <= own
+
+
+def test_names_fit_one_object_only() -> None:
+    made = synthesizer("remove", 64, 64, objects=(4, 4), twins=0.2)
+    checked = 0
+    for index in range(80):
+        scene = made.plan(index).source
+        assert scene is not None
+        for item in scene.objects:
+            others = [other for other in scene.objects if other.key != item.key]
+            from pack.training.synthesis.dice import Dice
+
+            for name in ways_to_name(item, others, made.config, Dice(index)):
+                words, _, side = name.replace(" on the ", " | ").replace(" at the ", " | ").partition(" | ")
+                rivals = [other for other in others if fits_words(words, other, made.config)]
+                assert fits_words(words, item, made.config)
+                if side:
+                    assert rivals
+                    compare = {
+                        "left": lambda other, item=item: other.x > item.x + 0.1,
+                        "right": lambda other, item=item: other.x < item.x - 0.1,
+                        "top": lambda other, item=item: other.y > item.y + 0.1,
+                        "bottom": lambda other, item=item: other.y < item.y - 0.1,
+                    }[side]
+                    assert all(compare(rival) for rival in rivals)
+                else:
+                    assert not rivals, (name, scene)
+                checked += 1
+    assert checked > 500
+
+
+@pytest.mark.parametrize("task", ["move", "scale", "rotate"])
+def test_drag_tuples_decode_to_the_operation(task: str) -> None:
+    made = synthesizer(task, 256, 192, drag_share=1.0)
+    for index in range(30):
+        plan = made.plan(index)
+        told = parse_drag_prompt(plan.instruction)
+        motion = fit_motion(told.points, (256, 192))
+        step = plan.to_json((256, 192))["operations"][0]
+        assert told.operation.value == task
+        assert motion.error < 0.1
+        if task == "rotate":
+            assert abs((motion.angle - step["degrees"] + 180) % 360 - 180) < 0.5
+        elif task == "scale":
+            assert motion.scale == pytest.approx(step["factor"], abs=0.01)
+        else:
+            assert motion.centre_shift == pytest.approx((step["dx"] * 256, step["dy"] * 192), abs=0.1)
+
+
+def test_masked_areas_are_black_and_segments_flat() -> None:
+    for sample in samples("inpaint", 4) + samples("outpaint", 4):
+        assert sample.source is not None and sample.mask is not None
+        assert (sample.source[sample.mask] == 0).all()
+    for sample in samples("segment", 4):
+        colour = MARK_COLOURS[sample.scene["target"]["marks"][0]["colour"]]
+        assert sample.mask is not None and (sample.target[sample.mask] == colour).all()
+
+
+def test_references_are_pictures_of_what_is_asked() -> None:
+    made = synthesizer("reference_add", 64, 64)
+    counts = set()
+    for index in range(60):
+        plan = made.plan(index)
+        counts.add(len(plan.references))
+        assert plan.source is not None
+        added = [item.sprite for item in plan.target.objects][len(plan.source.objects) :]
+        assert len(added) == len(plan.references)
+        for sprite, reference in zip(added, plan.references, strict=True):
+            assert sprite in [item.sprite for item in reference.scene.objects]
+    assert {1, 2, 3} <= counts
+    attribute = synthesizer("reference_attribute", 64, 64)
+    most = max(len(attribute.plan(index).references) for index in range(100))
+    assert 3 <= most <= 5
+
+
+def test_control_maps() -> None:
+    (canny,) = samples("control_canny", 1, width=128, height=128)
+    assert canny.references[0].shape == canny.target.shape and set(np.unique(canny.references[0])) == {0, 255}
+    (segments,) = samples("control_segmentation", 1, width=128, height=128)
+    colours = {tuple(colour) for colour in segments.references[0].reshape(-1, 3)}
+    assert len(colours) == 1 + len(segments.plan.target.objects)
+
+
+def test_a_missing_edge_detector_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"control_canny needs opencv-python-headless or scikit-image: pip"):
+        synthesizer("control_canny")
+    assert "control_canny" not in Synthesizer(recipe_for(64, 64)).weights
+
+
+def test_depth_comes_from_a_supplied_map(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"control_depth needs a folder of backgrounds with a depth map"):
+        synthesizer("control_depth")
+    Image.new("RGB", (300, 200), (10, 120, 30)).save(tmp_path / "wood.jpg")
+    depth = np.linspace(0, 65535, 300 * 200).astype(np.uint16).reshape(200, 300)
+    Image.fromarray(depth).save(tmp_path / "wood.depth.png")
+    (tmp_path / "wood.txt").write_text("A dark forest.")
+    made = synthesizer("control_depth", backgrounds_folder=str(tmp_path))
+    sample = made.sample(0)
+    assert sample.plan.instruction == "A dark forest."
+    rows = sample.references[0][..., 0].astype(int)
+    assert rows[-1].mean() - rows[0].mean() > 100
+
+
+def test_photos_are_used_and_captioned(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 140, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    (tmp_path / "noise.txt").write_text("Noise on a screen.")
+    made = synthesizer("inpaint", 64, 64, backgrounds_folder=str(tmp_path), backgrounds=("photo",))
+    told = [made.sample(index) for index in range(4)]
+    assert all("Noise on a screen." in sample.plan.instruction for sample in told)
+    assert all(sample.target.std() > 40 for sample in told)
+
+
+def test_a_sample_depends_on_seed_and_index_only() -> None:
+    first, second = Synthesizer(recipe_for(64, 64, seed=5)), Synthesizer(recipe_for(64, 64, seed=5))
+    forward = [first.sample(index) for index in range(12)]
+    backward = [second.sample(index) for index in reversed(range(12))][::-1]
+    for one, two in zip(forward, backward, strict=True):
+        assert one.plan == two.plan and np.array_equal(one.target, two.target)
+    other = Synthesizer(recipe_for(64, 64, seed=6)).sample(0)
+    assert other.plan != forward[0].plan
+
+
+@pytest.mark.parametrize("size", [32, 1024])
+def test_the_smallest_and_the_largest_size(size: int) -> None:
+    made = Synthesizer(recipe_for(size, size, seed=1))
+    for index in range(2 if size > 100 else 20):
+        sample = made.sample(index)
+        assert sample.target.shape == (size, size, 3)
+
+
+def test_edges_are_antialiased_and_patterns_visible_in_a_few_pixels() -> None:
+    made = synthesizer("text_to_image", 32, 32)
+    from pack.training.synthesis.scene import SceneObject, Sprite
+
+    def drawn(shape: str, texture: str) -> np.ndarray:
+        item = SceneObject(
+            key=1, sprite=Sprite(shape=shape, colour="red", texture=texture), x=0.5, y=0.5, scale=0.4
+        )
+        return made.renderer.draw(Scene(objects=(item,), style=made.plan(0).target.style)).astype(int)
+
+    circle = drawn("circle", "plain")
+    assert len({tuple(colour) for colour in circle.reshape(-1, 3)}) > 8
+    pictures = [drawn("square", texture) for texture in made.config.textures]
+    for one, two in itertools.combinations(pictures, 2):
+        assert np.abs(one - two)[10:22, 10:22].mean() > 15
+
+
+def test_all_shapes_lie_in_the_unit_circle() -> None:
+    for name, shape in SHAPES.items():
+        solid = [point for part in shape.parts if part.tone != "hole" for point in part.outline]
+        assert max(math.hypot(*point) for point in solid) == pytest.approx(1.0), name
+
+
+def test_shadow_rim_and_light_change_pixels_and_stay_in_the_mask() -> None:
+    made = synthesizer(
+        "remove", 128, 128, shadow=0.4, shadow_share=1.0, rim=0.1, rim_share=1.0, light_jitter=0.1
+    )
+    for index in range(4):
+        sample = made.sample(index)
+        assert sample.source is not None and sample.mask is not None
+        assert sample.plan.target.style.light != (1.0, 1.0, 1.0)
+        changed = (sample.source != sample.target).any(axis=2)
+        assert not (changed & ~sample.mask).any()
+        body = Renderer((128, 128), made.library)
+        gone = {item.key for item in sample.plan.source.objects} - {i.key for i in sample.plan.target.objects}
+        item = sample.plan.source.find(gone.pop())
+        without_shadow = body.footprint(item, sample.plan.source.style, with_shadow=False)
+        assert changed[~without_shadow].sum() > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 8}, r"width must lie in 16..2048 px, got 8"),
+        ({"objects": (3, 2)}, r"objects must be two numbers in 1..6, fewest first, got \(3, 2\)"),
+        ({"tasks": (("fly", 1.0),)}, r"there is no task 'fly'; allowed are text_to_image, add"),
+        ({"tasks": (("add", 0.0),)}, r"the weight of add must be above 0, got 0.0"),
+        ({"shapes": ("blob",)}, r"shapes: blob given; allowed are circle"),
+        ({"colours": ()}, r"colours: nothing given; allowed are red"),
+        ({"backgrounds": ("movie",)}, r"backgrounds: 'movie' given; allowed are plain, gradient, photo"),
+        ({"max_overlap": 1.0}, r"max_overlap must lie in 0..1, got 1.0"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SynthesisConfig(), **changes)
+
+
+def test_a_recipe_without_room_says_what_to_change() -> None:
+    with pytest.raises(ValueError, match=r"no recolour could be made in 400 tries .* allow more shapes"):
+        synthesizer("recolour", colours=("red",)).sample(0)
+
+
+def test_matching_needs_all_told_attributes() -> None:
+    made = synthesizer("remove", 64, 64)
+    scene = made.plan(0).source
+    assert scene is not None
+    item = scene.objects[0]
+    other = dataclasses.replace(item, key=99)
+    colour = next(name for name in COLOURS if name != item.sprite.colour)
+    painted = dataclasses.replace(other, sprite=dataclasses.replace(item.sprite, colour=colour))
+    assert matches(item, other, ("colour", "texture", "size"), made.config)
+    assert matches(item, painted, ("texture",), made.config)
+    assert not matches(item, painted, ("colour",), made.config)

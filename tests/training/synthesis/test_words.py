@@ -1,0 +1,120 @@
+"""Articles, plurals, lists and the grammar check that reads every instruction."""
+
+from __future__ import annotations
+
+import pytest
+from pack.training.synthesis.dice import Dice
+from pack.training.synthesis.stickers import clean_noun, words_of_name
+from pack.training.synthesis.templates import COMMANDS, TEMPLATES
+from pack.training.synthesis.words import (
+    article,
+    grammar_faults,
+    join_list,
+    plural,
+    sentence,
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("orange star", "an"),
+        ("red star", "a"),
+        ("unicorn", "a"),
+        ("umbrella", "an"),
+        ("uninteresting face", "an"),
+        ("hourglass", "an"),
+        ("house", "a"),
+        ("one-eyed cat", "a"),
+        ("ice cream", "an"),
+        ("UFO", "a"),
+        ("x-ray", "an"),
+        ("ukulele", "a"),
+        ("European flag", "a"),
+        ("eye", "an"),
+    ],
+)
+def test_articles_follow_the_sound(words: str, expected: str) -> None:
+    assert article(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [("star", "stars"), ("red box", "red boxes"), ("cherry", "cherries"), ("toy", "toys"), ("fish", "fish")],
+)
+def test_plurals(one: str, many: str) -> None:
+    assert plural(one) == many
+
+
+def test_lists_and_sentences() -> None:
+    assert join_list(["a"]) == "a"
+    assert join_list(["a", "b", "c"]) == "a, b and c"
+    assert sentence("the  star is red") == "The star is red."
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("Add a orange star.", "article"),
+        ("Add an red star.", "article"),
+        ("Add the the star.", "doubled"),
+        ("Add {new}.", "placeholder"),
+        ("Add a None star.", "placeholder"),
+        ("Add a star .", "spacing"),
+        ("Add a  star.", "spacing"),
+        ("Add a star", "end"),
+        ("add a star.", "capital"),
+        ("Add a star. remove it.", "capital"),
+    ],
+)
+def test_the_check_finds_each_kind_of_fault(text: str, fault: str) -> None:
+    assert any(found.startswith(fault) for found in grammar_faults(text))
+
+
+def test_the_check_passes_good_sentences() -> None:
+    for text in (
+        "Add an orange star.",
+        "(0.1000, 0.2000, 0.0000, 0.0000). Move it.",
+        "Could you add a star?",
+    ):
+        assert grammar_faults(text) == []
+
+
+def test_every_task_has_at_least_four_wordings_without_doubles() -> None:
+    for name, wordings in TEMPLATES.items():
+        assert len(set(wordings)) == len(wordings) >= 3, name
+    assert {"Add", "Remove", "Replace"} <= COMMANDS and "There" not in COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("caption", "noun"),
+    [
+        ("A frog.", "frog"),
+        ("An octopus; also more.", "octopus"),
+        ("grapes", "picture of grapes"),
+        ("Two cherries.", "picture of two cherries"),
+        ("red_apple", "red apple"),
+        ("cactus", "cactus"),
+        ("glass of milk", "glass of milk"),
+        ("USA map", "USA map"),
+    ],
+)
+def test_captions_become_singular_nouns(caption: str, noun: str) -> None:
+    assert clean_noun(caption) == noun
+
+
+def test_names_of_files_become_words() -> None:
+    assert words_of_name("red-apple_02") == "red apple"
+    assert words_of_name("001") == "sticker"
+
+
+def test_dice_repeat_and_cover_their_range() -> None:
+    first, second = Dice(1, 2), Dice(1, 2)
+    assert [first.uniform(0, 1) for _ in range(5)] == [second.uniform(0, 1) for _ in range(5)]
+    dice = Dice("x")
+    assert {dice.integer(1, 3) for _ in range(100)} == {1, 2, 3}
+    assert sorted(dice.shuffled([1, 2, 3])) == [1, 2, 3]
+    counts = [dice.weighted({"often": 9.0, "seldom": 1.0}) for _ in range(1000)]
+    assert 850 < counts.count("often") < 950
+    # The stream itself is part of the promise; the number came from Python 3.11 on Linux.
+    assert Dice(0, 0).integer(0, 10**6) == 584701

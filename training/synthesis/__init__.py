@@ -1,0 +1,1 @@
+"""Exact before/after training pairs, composed from stickers on backgrounds (DreamOmni)."""

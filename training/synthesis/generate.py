@@ -1,0 +1,182 @@
+"""Writes a whole synthetic dataset: parts in parallel, resumable, one recipe for each folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..datasets.shards import INDEX_SUFFIX
+from .config import SynthesisConfig
+from .samples import Sample, Synthesizer
+from .scene import to_json
+from .writers import FORMATS, PARTIAL, WRITERS
+
+log = logging.getLogger("dreamomni")
+
+MANIFEST = "dataset.json"
+VERSION = 1
+"""Raised when the same recipe gives other pictures than before."""
+
+Report = Callable[[int, Sample | None], None]
+"""Called with the number of finished samples and, where one is at hand, the last one; may raise to stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A dataset to be written."""
+
+    folder: Path
+    config: SynthesisConfig
+    count: int
+    format: str = "shards"
+    part_size: int = 256
+    """Samples of one shard, the unit that is lost by a crash."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        if self.part_size < 1:
+            raise ValueError(f"part_size must be at least 1, got {self.part_size}")
+        if self.format not in FORMATS:
+            raise ValueError(f"there is no format {self.format!r}; allowed are {', '.join(FORMATS)}")
+
+    @property
+    def parts(self) -> int:
+        """How many parts the dataset has."""
+        return -(-self.count // self.part_size)
+
+    def indices(self, part: int) -> range:
+        """The samples of a part."""
+        return range(part * self.part_size, min((part + 1) * self.part_size, self.count))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for the worker processes."""
+        return to_json(self) | {"folder": str(self.folder)}
+
+
+def config_from_json(data: dict[str, Any]) -> SynthesisConfig:
+    """The recipe that `to_json` wrote."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+    }
+    values["tasks"] = tuple((task, weight) for task, weight in data["tasks"])
+    return SynthesisConfig(**values)
+
+
+def job_from_json(data: dict[str, Any]) -> Job:
+    """The job that `Job.to_json` wrote."""
+    values: dict[str, Any] = dict(data)
+    values["folder"], values["config"] = Path(data["folder"]), config_from_json(data["config"])
+    return Job(**values)
+
+
+def manifest_of(job: Job, material: str) -> dict[str, Any]:
+    """What must be equal for a folder to be continued; the count may grow."""
+    return {
+        "version": VERSION,
+        "format": job.format,
+        "part_size": job.part_size,
+        "material": material,
+        "recipe": to_json(job.config),
+    }
+
+
+def prepare(job: Job) -> list[int]:
+    """Make or check the folder, clear what a killed run left; returns the parts that are still to do.
+
+    Raises ValueError if the folder holds another dataset.
+    """
+    synthesizer = Synthesizer(job.config)
+    manifest = manifest_of(job, synthesizer.library.fingerprint())
+    path = job.folder / MANIFEST
+    if path.is_file():
+        require_same(json.loads(path.read_text(encoding="utf-8")), manifest, job.folder)
+    elif job.folder.is_dir() and any(job.folder.iterdir()):
+        raise ValueError(
+            f"{job.folder} is not empty and holds no dataset of this pack. Choose another name or empty it."
+        )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(MANIFEST + PARTIAL)
+    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    partial.replace(path)
+    for left in job.folder.glob(f"*{PARTIAL}"):
+        left.unlink()
+    writer = WRITERS[job.format](job.folder)
+    todo = [part for part in range(job.parts) if not is_complete(writer.final(part), job.indices(part))]
+    drop_beyond(job)
+    return todo
+
+
+def require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError, naming what differs, unless both manifests agree."""
+    if found == wanted:
+        return
+    recipe, other = found.get("recipe", {}), wanted["recipe"]
+    names = [name for name in wanted if name != "recipe" and found.get(name) != wanted[name]]
+    names += [name for name in other if recipe.get(name) != other[name]]
+    raise ValueError(
+        f"{folder} holds a dataset made with other settings ({', '.join(names) or 'an older version'}). "
+        "Choose another name, or use the old settings to go on with it."
+    )
+
+
+def is_complete(final: Path, indices: range) -> bool:
+    """Whether a part is finished with all its samples; a shorter last part of an earlier run is not."""
+    if not final.is_file():
+        return False
+    if final.suffix == ".tar":
+        index = final.with_name(final.name + INDEX_SUFFIX)
+        return index.is_file() and index.stat().st_size == 8 * len(indices)
+    with final.open("rb") as file:
+        return sum(1 for _ in file) == len(indices)
+
+
+def drop_beyond(job: Job) -> None:
+    """Remove parts of an earlier, larger run, so that the folder holds `count` samples."""
+    writer = WRITERS[job.format](job.folder)
+    for final in sorted(job.folder.glob(writer.final(0).name.replace("000000", "*"))):
+        number = int(final.stem.rpartition("-")[2])
+        if number >= job.parts:
+            final.unlink()
+            final.with_name(final.name + INDEX_SUFFIX).unlink(missing_ok=True)
+            shutil.rmtree(job.folder / "pictures" / f"{number:06d}", ignore_errors=True)
+
+
+def write_part(job: Job, synthesizer: Synthesizer, part: int, report: Report, done: int) -> int:
+    """Draw and write one part; returns the number of finished samples, `done` before it."""
+
+    def samples() -> Iterator[Sample]:
+        for place, index in enumerate(job.indices(part)):
+            sample = synthesizer.sample(index)
+            yield sample
+            report(done + place + 1, sample)
+
+    WRITERS[job.format](job.folder).write(part, samples())
+    return done + len(job.indices(part))
+
+
+def generate(job: Job, processes: int = 1, report: Report = lambda done, sample: None) -> Path:
+    """Write the dataset, or what is missing of it, and return its folder.
+
+    The bytes do not depend on the number of processes. Raises ValueError for a folder of another dataset
+    and OSError, with all finished parts intact, if the disk is full.
+    """
+    todo = prepare(job)
+    finished = job.count - sum(len(job.indices(part)) for part in todo)
+    if todo:
+        log.info("writing %d of %d samples to %s", job.count - finished, job.count, job.folder)
+    report(finished, None)
+    if processes > 1 and len(todo) > 1:
+        from .processes import run_processes
+
+        run_processes(job, todo, min(processes, len(todo)), lambda count: report(finished + count, None))
+        return job.folder
+    synthesizer = Synthesizer(job.config)
+    for part in todo:
+        finished = write_part(job, synthesizer, part, report, finished)
+    return job.folder

@@ -1,0 +1,162 @@
+"""Sticker sets on disk: a folder of cut-out pictures, an emoji package, tuxpaint stamps, iconify JSON."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..datasets.records import decode_picture
+from .words import NUMBERS
+
+SUFFIXES = frozenset({".png", ".webp", ".svg", ".gif"})
+EMOJI_GROUPS = frozenset({0, 3, 4, 5, 6, 7})
+"""Groups of emojibase that show one thing: faces, animals, food, travel, activities, objects."""
+
+RASTER_SIZE = 256
+"""Pixels a vector sticker is drawn at; larger ones are scaled up."""
+
+TOO_PLAIN = re.compile(r"_mirror|mirror_|/symbols/")
+"""Stamps that are another one mirrored, or single letters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StickerFile:
+    """Where a sticker lies and what it shows."""
+
+    key: str
+    noun: str
+    path: Path
+    icon: str | None = None
+    """Name inside an iconify file."""
+
+
+def clean_noun(caption: str) -> str:
+    """A caption as a singular noun without article: `A frog.` -> `frog`, `grapes` -> `picture of grapes`."""
+    words = re.split(r"[.;:(\n]", caption.replace("_", " ").strip(), maxsplit=1)[0].strip(" ,-")
+    leading = re.match(r"(an?|the)\s+", words, re.IGNORECASE)
+    words = words[leading.end() :] if leading else words
+    if not words[1:2].isupper():
+        words = words[:1].lower() + words[1:]
+    words = " ".join(words.split())
+    several = words.split(" ")[0] in NUMBERS[1:] or re.search(r"[^sui]s$", words.split(" of ")[0])
+    return f"picture of {words}" if several and not leading else words
+
+
+def words_of_name(stem: str) -> str:
+    """`red-apple_02` -> `red apple`."""
+    return re.sub(r"\d+$", "", re.sub(r"[-_]+", " ", stem)).strip() or "sticker"
+
+
+def find_stickers(folder: Path) -> list[StickerFile]:
+    """All stickers below a folder, by name; raises for a folder without any."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no sticker folder {folder}.")
+    found: list[StickerFile] = []
+    for path in sorted(folder.rglob("icons.json")):
+        found += iconify_stickers(path, folder)
+    names = emoji_names(folder)
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not TOO_PLAIN.search(f"/{place}"):
+            caption = file_caption(path, names)
+            if caption is not None:
+                found.append(StickerFile(key=place, noun=clean_noun(caption), path=path))
+    if not found:
+        raise ValueError(
+            f"{folder} holds no stickers. Put pictures with transparency into it (PNG, WebP, SVG), "
+            "named after what they show or with a .txt beside them."
+        )
+    return found
+
+
+def file_caption(path: Path, emoji: dict[str, str]) -> str | None:
+    """What a file shows: its .txt, its emoji label or its name; None for an emoji that is left out."""
+    note = path.with_suffix(".txt")
+    if note.is_file():
+        lines = note.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if lines:
+            return lines[0]
+    if emoji and re.fullmatch(r"[0-9a-fA-F]{2,6}(-[0-9a-fA-F]{2,6})*", path.stem):
+        return emoji.get(emoji_code(path.stem))
+    return words_of_name(path.stem)
+
+
+def emoji_code(code: str) -> str:
+    """A code that is equal in all packages: lower case, without the variation selector."""
+    return "-".join(part for part in code.lower().split("-") if part != "fe0f")
+
+
+def emoji_names(folder: Path) -> dict[str, str]:
+    """Code -> label from an emojibase `data.json` below the folder; empty if there is none."""
+    for path in sorted(folder.rglob("data.json")):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(entries, list) and entries and isinstance(entries[0], dict) and "hexcode" in entries[0]:
+            return {
+                emoji_code(entry["hexcode"]): entry["label"]
+                for entry in entries
+                if entry.get("group") in EMOJI_GROUPS
+            }
+    return {}
+
+
+def iconify_stickers(path: Path, folder: Path) -> list[StickerFile]:
+    """The icons of an iconify JSON file, by name."""
+    place = path.relative_to(folder).as_posix()
+    return [
+        StickerFile(key=f"{place}#{name}", noun=clean_noun(words_of_name(name)), path=path, icon=name)
+        for name in sorted(iconify_icons(path)["icons"])
+    ]
+
+
+def iconify_icons(path: Path) -> dict[str, Any]:
+    """The parsed file; raises ValueError if it is not iconify's format."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or not isinstance(data.get("icons"), dict):
+        raise ValueError(f"{path} is not an iconify file: it has no table `icons`.")
+    return data
+
+
+def load_sticker(file: StickerFile) -> Image.Image:
+    """The RGBA sticker, cut to what is visible; raises ValueError if nothing of it is transparent."""
+    if file.icon is not None:
+        data = iconify_icons(file.path)
+        icon = data["icons"][file.icon]
+        side = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
+        image = draw_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side[0]} {side[1]}">{icon["body"]}</svg>'
+        )
+    elif file.path.suffix.lower() == ".svg":
+        image = draw_svg(file.path.read_text(encoding="utf-8"))
+    else:
+        image = decode_picture(file.path, str(file.path)).convert("RGBA")
+    alpha = np.asarray(image.getchannel("A"))
+    if int(alpha.min()) == 255:
+        raise ValueError(
+            f"{file.path} has no transparency, so it is no sticker. Cut its subject out, or move it to the "
+            "folder of backgrounds."
+        )
+    box = Image.fromarray((alpha > 8).astype(np.uint8) * 255).getbbox()
+    if box is None:
+        raise ValueError(f"{file.path} is fully transparent. Remove it from the folder.")
+    return image.crop(box)
+
+
+def draw_svg(text: str) -> Image.Image:
+    """A vector sticker as pixels; needs the optional package resvg-py."""
+    try:
+        resvg = importlib.import_module("resvg_py")
+    except ImportError as error:
+        raise ValueError(
+            "vector stickers (SVG, iconify) need the package resvg-py: pip install resvg-py, "
+            "or use PNG or WebP."
+        ) from error
+    data = bytes(resvg.svg_to_bytes(svg_string=text, width=RASTER_SIZE, height=RASTER_SIZE))
+    return Image.open(io.BytesIO(data)).convert("RGBA")

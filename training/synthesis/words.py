@@ -1,0 +1,71 @@
+"""English small print: articles, order words, lists, sentences, and a check of all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+
+SOUNDS_LIKE_CONSONANT = re.compile(
+    r"(?:uni(?!n)|us[aeiu]|ut[ie]|eu|ewe|one\b|once\b|ukulele|ufo\b)", re.IGNORECASE
+)
+SOUNDS_LIKE_VOWEL = re.compile(
+    r"(?:hour|honest|honou?r|heir|[fhlmnrsx]-|x-ray|mri\b|8|11\b|18\b)", re.IGNORECASE
+)
+
+
+def article(words: str) -> str:
+    """`a` or `an`, by the sound of the first word."""
+    if SOUNDS_LIKE_VOWEL.match(words):
+        return "an"
+    return "an" if words[:1].lower() in "aeiou" and not SOUNDS_LIKE_CONSONANT.match(words) else "a"
+
+
+def with_article(words: str) -> str:
+    """`an orange star`."""
+    return f"{article(words)} {words}"
+
+
+def join_list(items: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def plural(noun: str) -> str:
+    """The regular plural of a noun phrase, with the few irregular ends that stickers have."""
+    irregular = {"mouse": "mice", "foot": "feet", "tooth": "teeth", "goose": "geese", "leaf": "leaves"}
+    irregular |= {"fish": "fish", "sheep": "sheep", "deer": "deer", "knife": "knives", "wolf": "wolves"}
+    head, _, last = noun.rpartition(" ")
+    if last in irregular:
+        last = irregular[last]
+    elif re.search(r"(?:s|x|z|ch|sh)$", last):
+        last += "es"
+    elif re.search(r"[^aeiou]y$", last):
+        last = last[:-1] + "ies"
+    else:
+        last += "s"
+    return f"{head} {last}".strip()
+
+
+def sentence(words: str) -> str:
+    """The words as a sentence: large first letter, one space between words, a full stop."""
+    words = " ".join(words.split())
+    words = words[:1].upper() + words[1:]
+    return words if words[-1:] in ".!?" else words + "."
+
+
+def grammar_faults(text: str) -> list[str]:
+    """What is wrong with an instruction: articles, doubled words, spacing, capitals, open placeholders."""
+    faults = []
+    for match in re.finditer(r"\b(an?)\s+(?=[\w-])", text, re.IGNORECASE):
+        if match[1].lower() != article(text[match.end() :]):
+            faults.append(f"article before {text[match.end() :].split()[0]!r}")
+    faults += [f"doubled {match[1]!r}" for match in re.finditer(r"\b([A-Za-z]+)\s+\1\b", text, re.IGNORECASE)]
+    faults += ["placeholder"] if re.search(r"[{}]|\bNone\b", text) else []
+    faults += ["spacing"] if re.search(r"  |\s[.,;:!?]|[.,;:][A-Za-z(]|\( | \)", text) else []
+    faults += ["end"] if not re.search(r"[.!?]$", text) else []
+    starts = [text[:1], *re.findall(r"[.!?]\s+(\S)", text)]
+    faults += ["capital"] if any(letter.isalpha() and not letter.isupper() for letter in starts) else []
+    return faults
