@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import comfy.model_management
 import comfy.model_patcher
 
-from ..vlm import encoder, generate, images, inputs, memory
+from ..vlm import encoder, generate, inputs, memory
+from ..vlm.images import pictures_of
 from .vlm_files import VLMFolder, open_vlm_folder
 from .vlm_layers import move_buffers, use_castable_layers
 
@@ -102,12 +103,12 @@ class LoadedVLM:
     def generate_text(
         self,
         text: str,
-        images_: Sequence[Tensor | Image.Image],
+        images: Sequence[Tensor | Image.Image],
         max_new_tokens: int,
         on_token: Callable[[generate.TokenStream], None] = lambda stream: None,
     ) -> generate.Reply:
         """The greedy answer to one chat turn of pictures and text; of picture batches the first is read."""
-        pictures = images.pictures_of(images_)[0]
+        pictures = pictures_of(images)[0]
         request = self.make_ready(inputs.build_inputs(self.processor, text, pictures), max_new_tokens)
         with torch.no_grad():
             return generate.generate_reply(
@@ -117,7 +118,7 @@ class LoadedVLM:
     def hidden_states(
         self,
         prompt: str,
-        images_: Sequence[Tensor | Image.Image],
+        images: Sequence[Tensor | Image.Image],
         layer: int = encoder.DEFAULT_LAYER,
         max_tokens: int = encoder.DEFAULT_MAX_TOKENS,
         template: str = encoder.DEFAULT_TEMPLATE,
@@ -125,10 +126,10 @@ class LoadedVLM:
         """Hidden states of prompt and pictures, one request per picture of a batch, on the offload device."""
         requests = [
             inputs.build_inputs(self.processor, prompt, pictures, template)
-            for pictures in images.pictures_of(images_)
+            for pictures in pictures_of(images)
         ]
         for request in requests:
-            encoder.check_length(request["input_ids"].shape[1], len(images_), max_tokens)
+            encoder.check_length(request["input_ids"].shape[1], len(images), max_tokens)
         return encoder.join_features([self.features_of(request, layer) for request in requests])
 
     def features_of(self, request: dict[str, Tensor], layer: int) -> encoder.VLMFeatures:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
 from comfy_api.latest import io
 
-from ..dit.references import ReferenceSet
+from ..dit.references import ReferenceSet, Task
+from ..dit.sizes import kontext_bucket, resize_pictures
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
 from ..model_loaders.vlm import PRECISIONS, LoadedVLM, load_vlm
 from ..vlm import encoder
 from ..vlm.chat import TEMPLATES
+from ..vlm.generate import Reply, TokenStream
+from ..vlm.reply import parse_reply
+from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS, ReplyCache, RewriteRequest, ask
+from .notes import show_note, show_text
+from .progress import progress_reporter
 from .schema import node_input, node_schema
 from .types import CATEGORY, References, Vlm
 
 register_folders()
 
 LAYER_LIMIT = 256
+REPLY_LIMIT = 32768
+SECONDS_PER_TEXT = 0.2
+# Lives as long as the process, so that a changed seed or an unloaded model does not cost a second rewrite.
+REPLIES = ReplyCache()
 TOKEN_LIMIT = 131072
 
 
@@ -52,6 +67,98 @@ class LoadVLM(io.ComfyNode):
     @classmethod
     def execute(cls, vlm_name: str, precision: str) -> io.NodeOutput:
         return io.NodeOutput(load_vlm(model_folder("vlm", vlm_name), precision))
+
+
+class RewritePrompt(io.ComfyNode):
+    """The instruction as the prompt DreamOmni2 was trained on, written by its VLM."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="DreamOmniRewritePrompt",
+            display_name="Rewrite Prompt",
+            category=f"{CATEGORY}/prompt",
+            description="Lets DreamOmni2's VLM look at the pictures and write the prompt its transformer was "
+            "trained on. Edit the result in edited_prompt, or turn rewrite off to use your own words.",
+            search_aliases=["dreamomni2 vlm", "prompt enhance", "translate instruction", "qwen"],
+            inputs=[
+                node_input(Vlm, "vlm", lazy=True, tooltip="From Load VLM: DreamOmni2's vlm-model."),
+                node_input(References, "references", tooltip="Pictures and task, from Reference Images."),
+                node_input(
+                    io.String,
+                    "instruction",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    placeholder="Make the bag in the first image look like the dress in the second image.",
+                    tooltip="What to do, in your words: the first image, the second image, ...",
+                ),
+                node_input(
+                    io.Int,
+                    "max_new_tokens",
+                    default=DEFAULT_MAX_NEW_TOKENS,
+                    min=16,
+                    max=REPLY_LIMIT,
+                    tooltip="Longest reply, in tokens. A reply that reaches it is an error, never cut short.",
+                ),
+                node_input(
+                    io.Boolean,
+                    "rewrite",
+                    default=True,
+                    optional=True,
+                    label_on="VLM",
+                    label_off="bypass",
+                    tooltip="Off: the instruction goes on as it is, and the VLM is not loaded.",
+                ),
+                node_input(
+                    io.String,
+                    "edited_prompt",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Not empty: this text is the prompt, and the VLM is not asked. "
+                    "Paste a rewritten prompt here to change it by hand.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("prompt", display_name="prompt", tooltip="For the text encoder."),
+                io.String.Output(
+                    "raw_reply", display_name="raw reply", tooltip="The VLM's reply, tags and all."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def check_lazy_status(
+        cls,
+        references: ReferenceSet,
+        vlm: LoadedVLM | None = None,
+        rewrite: bool = True,
+        edited_prompt: str = "",
+        **_: object,
+    ) -> list[str]:
+        """The VLM is wanted only when it will be asked."""
+        asked = passed_through("", references, rewrite, edited_prompt) is None
+        return ["vlm"] if asked and vlm is None else []
+
+    @classmethod
+    def execute(
+        cls,
+        references: ReferenceSet,
+        instruction: str,
+        max_new_tokens: int,
+        vlm: LoadedVLM | None = None,
+        rewrite: bool = True,
+        edited_prompt: str = "",
+    ) -> io.NodeOutput:
+        passed = passed_through(instruction, references, rewrite, edited_prompt)
+        if passed is not None:
+            prompt, note = passed
+            show_note(cls, note)
+            return io.NodeOutput(prompt, f"[{note}]")
+        reply = ask_vlm(cls, vlm, references, instruction, max_new_tokens)
+        return io.NodeOutput(parse_reply(reply.text, reply.complete), reply.text)
 
 
 class VLMEncode(io.ComfyNode):
@@ -137,4 +244,62 @@ class VLMEncode(io.ComfyNode):
         return io.NodeOutput([[features.tokens, extras]])
 
 
-NODES = [LoadVLM, VLMEncode]
+def passed_through(
+    instruction: str, references: ReferenceSet, rewrite: bool, edited_prompt: str
+) -> tuple[str, str] | None:
+    """(prompt, why) where the VLM has nothing to do, None where it is to be asked."""
+    if edited_prompt.strip():
+        return edited_prompt, "edited_prompt is used; the VLM was not asked."
+    if not rewrite:
+        return instruction, "Rewriting is off: the instruction is used as it is."
+    if not references.images:
+        edit = " There is nothing to edit: connect image_1." if references.task is Task.EDIT else ""
+        return instruction, f"No pictures: the instruction is used as it is.{edit}"
+    return None
+
+
+def ask_vlm(
+    node: type[io.ComfyNode],
+    vlm: LoadedVLM | None,
+    references: ReferenceSet,
+    instruction: str,
+    max_new_tokens: int,
+) -> Reply:
+    """The VLM's reply, with progress, cancelling and the text so far on the node."""
+    if vlm is None:
+        raise ValueError("no VLM is connected; connect Load VLM, or turn rewrite off.")
+    if references.batch_size > 1:
+        show_note(node, f"image_1 is a batch of {references.batch_size}: the prompt is made for its first.")
+    request = RewriteRequest(
+        instruction=instruction,
+        task=references.task.value,
+        images=[in_bucket(image[:1]) for image in references.images],
+        content_key=references.content_key(),
+        max_new_tokens=max_new_tokens,
+    )
+    reply = ask(vlm, request, REPLIES, live_text(node, max_new_tokens))
+    show_text(node, reply.text)
+    return reply
+
+
+def in_bucket(image: Tensor) -> Tensor:
+    """A picture (1, H, W, 3) as large as DreamOmni2's VLM was tuned with, also where resize is none."""
+    return resize_pictures(image, *kontext_bucket(image.shape[2], image.shape[1]))
+
+
+def live_text(node: type[io.ComfyNode], max_new_tokens: int) -> Callable[[TokenStream], None]:
+    """A callback that moves the node's bar with every token and shows the text a few times per second."""
+    report = progress_reporter(max_new_tokens)
+    shown_at = time.monotonic()
+
+    def on_token(stream: TokenStream) -> None:
+        nonlocal shown_at
+        report(len(stream.tokens), None)
+        if time.monotonic() - shown_at >= SECONDS_PER_TEXT:
+            shown_at = time.monotonic()
+            show_text(node, stream.text())
+
+    return on_token
+
+
+NODES = [LoadVLM, RewritePrompt, VLMEncode]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,19 @@ def models_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     paths.register_folders()
     return tmp_path / "models"
+
+
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Tiny random VLM folders by family, written once; "scripted" always replies the same tagged prompt."""
+    from tiny_vlm import write_scripted_vlm, write_vlm
+
+    root = tmp_path_factory.mktemp("vlm")
+
+    def folder(family: str) -> Path:
+        if not (root / family).exists():
+            write = write_scripted_vlm if family == "scripted" else write_vlm
+            write(root / family, HOST, **({} if family == "scripted" else {"family": family}))
+        return root / family
+
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -101,13 +102,48 @@ def build_model(family: str, seed: int = 0, **text: object) -> torch.nn.Module:
     return model
 
 
+# Single tokens of the Qwen vocabulary, none twice: the model below finds its next word by its last one.
+SCRIPT = ("<", "edit", ">", "Put", " the", " bag", " on", " a", " chair", ".", "</", "ed", "it", ">\n")
+SCRIPTED_PROMPT = "Put the bag on a chair."
+
+
+def script_reply(
+    model: torch.nn.Module, vocabulary: dict[str, int], pieces: tuple[str, ...] = SCRIPT
+) -> None:
+    """Make `model` always answer `pieces`: each word's embedding points at the next word's score."""
+    spelled = [vocabulary[piece.replace(" ", "\u0120").replace("\n", "\u010a")] for piece in pieces]
+    chain = [vocabulary["\u010a"], *spelled, SPECIAL_IDS["eos_token_id"]]
+    assert len(set(chain)) == len(chain) <= TEXT["hidden_size"]
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        for axis, (word, following) in enumerate(itertools.pairwise(chain)):
+            model.model.language_model.embed_tokens.weight[word, axis] = 1
+            model.lm_head.weight[following, axis] = 1
+        for block in model.model.language_model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+
+
+def write_scripted_vlm(folder: Path, comfyui: Path, pieces: tuple[str, ...] = SCRIPT) -> Path:
+    """A tiny Qwen2.5-VL folder whose every reply is `pieces`."""
+    vocabulary = json.loads((tokenizer_folder(comfyui) / "vocab.json").read_text())
+    model = build_model("qwen2_5_vl")
+    script_reply(model, vocabulary, pieces)
+    return write_vlm(folder, comfyui, model=model)
+
+
+def tokenizer_folder(comfyui: Path) -> Path:
+    return comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+
+
 def write_vlm(
     folder: Path, comfyui: Path, family: str = "qwen2_5_vl", model: torch.nn.Module | None = None
 ) -> Path:
     """Write a tiny VLM of `family` to `folder` in the releases' layout, which transformers 4 and 5 read."""
     folder.mkdir(parents=True, exist_ok=True)
     (model or build_model(family)).save_pretrained(folder)
-    tokenizer = comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    tokenizer = tokenizer_folder(comfyui)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer / name, folder / name)
     settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
