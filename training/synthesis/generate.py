@@ -14,7 +14,7 @@ from ..datasets.shards import INDEX_SUFFIX
 from .config import SynthesisConfig
 from .samples import Sample, Synthesizer
 from .scene import to_json
-from .writers import FORMATS, PARTIAL, WRITERS
+from .writers import FORMATS, PARTIAL, WRITERS, FolderWriter
 
 log = logging.getLogger("dreamomni")
 
@@ -104,12 +104,10 @@ def prepare(job: Job) -> list[int]:
     partial = path.with_name(MANIFEST + PARTIAL)
     partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     partial.replace(path)
-    for left in job.folder.glob(f"*{PARTIAL}"):
-        left.unlink()
-    writer = WRITERS[job.format](job.folder)
-    todo = [part for part in range(job.parts) if not is_complete(writer.final(part), job.indices(part))]
     drop_beyond(job)
-    return todo
+    clear_leftovers(job.folder)
+    writer = WRITERS[job.format](job.folder)
+    return [part for part in range(job.parts) if not is_complete(writer.final(part), job.indices(part))]
 
 
 def require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
@@ -138,13 +136,21 @@ def is_complete(final: Path, indices: range) -> bool:
 
 def drop_beyond(job: Job) -> None:
     """Remove parts of an earlier, larger run, so that the folder holds `count` samples."""
-    writer = WRITERS[job.format](job.folder)
-    for final in sorted(job.folder.glob(writer.final(0).name.replace("000000", "*"))):
-        number = int(final.stem.rpartition("-")[2])
-        if number >= job.parts:
+    for final in job.folder.glob(WRITERS[job.format](job.folder).final(0).name.replace("000000", "*")):
+        if int(final.stem.rpartition("-")[2]) >= job.parts:
             final.unlink()
-            final.with_name(final.name + INDEX_SUFFIX).unlink(missing_ok=True)
-            shutil.rmtree(job.folder / "pictures" / f"{number:06d}", ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what belongs to no finished part: half files, lone indices and lone picture folders."""
+    for left in folder.glob(f"*{PARTIAL}"):
+        left.unlink()
+    for index in folder.glob(f"*{INDEX_SUFFIX}"):
+        if not index.with_name(index.name.removesuffix(INDEX_SUFFIX)).is_file():
+            index.unlink()
+    for place in folder.glob("pictures/*"):
+        if not FolderWriter(folder).final(int(place.name)).is_file():
+            shutil.rmtree(place)
 
 
 def write_part(job: Job, synthesizer: Synthesizer, part: int, report: Report, done: int) -> int:
@@ -174,7 +180,10 @@ def generate(job: Job, processes: int = 1, report: Report = lambda done, sample:
     if processes > 1 and len(todo) > 1:
         from .processes import run_processes
 
-        run_processes(job, todo, min(processes, len(todo)), lambda count: report(finished + count, None))
+        try:
+            run_processes(job, todo, min(processes, len(todo)), lambda count: report(finished + count, None))
+        finally:
+            clear_leftovers(job.folder)
         return job.folder
     synthesizer = Synthesizer(job.config)
     for part in todo:

@@ -87,7 +87,7 @@ def run_processes(job: Job, todo: list[int], count: int, report: Callable[[int],
 
 
 def stop(workers: list[subprocess.Popen[str]]) -> None:
-    """End the workers that still run and wait for all; they take their unfinished parts along."""
+    """End the workers that still run and wait for all; what they were writing stays unfinished."""
     for worker in workers:
         if worker.poll() is None and worker.stdout is not None and not worker.stdout.closed:
             try:
