@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import kontext, omnigen, references, sampling, vlm
+from . import kontext, lora, omnigen, references, sampling, vlm
 
 NODES: list[type[io.ComfyNode]] = [
     *kontext.NODES,
+    *lora.NODES,
     *omnigen.NODES,
     *references.NODES,
     *sampling.NODES,

@@ -1,0 +1,185 @@
+"""LoRA files of every common layout -> ComfyUI's patches on a clone of a MODEL.
+
+ComfyUI knows the names of diffusers, kohya, OneTrainer and its own; what it does not read is added here:
+PEFT's prefixes, and an alpha in the file's metadata or in adapter_config.json instead of beside the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.lora
+import comfy.lora_convert
+
+from .weight_files import read_weights, weight_paths
+
+FOLDER = "loras"
+# An edit and a generate LoRA; they can be gigabytes each, so not more are kept.
+MAX_CACHED_FILES = 2
+
+DIFFUSERS_ROOTS = (
+    "transformer_blocks.",
+    "single_transformer_blocks.",
+    "x_embedder.",
+    "context_embedder.",
+    "time_text_embed.",
+    "norm_out.",
+    "proj_out.",
+)
+BFL_ROOTS = (
+    "double_blocks.",
+    "single_blocks.",
+    "img_in.",
+    "txt_in.",
+    "time_in.",
+    "vector_in.",
+    "guidance_in.",
+    "final_layer.",
+)
+PEFT_PREFIX = re.compile(r"^(transformer\.|unet\.)?base_model\.model\.")
+ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
+TEXT_ENCODER_ROOTS = ("lora_te", "text_encoder", "te1.", "te2.")
+
+_cache: OrderedDict[tuple[str, int, int], dict[str, Tensor]] = OrderedDict()
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedLora:
+    """What became of a LoRA file: how many modules it changed, and its names that no module has."""
+
+    name: str
+    num_modules: int
+    unmatched: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.num_modules} modules"
+        if not self.unmatched:
+            return text
+        shown = ", ".join(self.unmatched[:3]) + (", ..." if len(self.unmatched) > 3 else "")
+        return f"{text}; {len(self.unmatched)} keys match nothing: {shown}"
+
+
+def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora]:
+    """A clone of the ModelPatcher with the LoRA file `name` at `strength`, and a report.
+
+    Raises ValueError if the file belongs to another model, FileNotFoundError if there is none.
+    """
+    weights = lora_weights(name)
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    if not any(in_model(key, places) for key in weights):
+        raise ValueError(
+            f"the LoRA {name} is for another model: none of its {len(weights)} keys "
+            f"(such as {next(iter(weights), 'none')}) is in this MODEL, which is {describe(model)}. "
+            "Choose a LoRA made for FLUX.1 Kontext."
+        )
+    patches = comfy.lora.load_lora(weights, places, log_missing=False)
+    check_sizes(name, model, patches)
+    patched = model.clone()
+    patched.add_patches(patches, strength)
+    return patched, AppliedLora(name, len(patches), tuple(unmatched_names(weights, places)))
+
+
+def lora_weights(name: str) -> dict[str, Tensor]:
+    """Weights of a LoRA file under names ComfyUI reads, with every alpha; the last files used are kept."""
+    (path,) = weight_paths(FOLDER, name)
+    status = path.stat()
+    key = (str(path), status.st_mtime_ns, status.st_size)
+    if key not in _cache:
+        weights, metadata = read_weights([path])
+        _cache[key] = normalised(weights, settings_beside(path, metadata))
+    _cache.move_to_end(key)
+    while len(_cache) > MAX_CACHED_FILES:
+        _cache.popitem(last=False)
+    return _cache[key]
+
+
+def normalised(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights under names ComfyUI reads, with alphas from `settings` where the file has none."""
+    renamed = {host_name(name): weight for name, weight in weights.items()}
+    for name, down in list(renamed.items()):
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            alpha = alpha_of(module.removeprefix("transformer."), down.shape[0], settings)
+            if alpha is not None:
+                renamed.setdefault(f"{module}.alpha", torch.tensor(alpha))
+    return comfy.lora_convert.convert_lora(renamed)
+
+
+def host_name(name: str) -> str:
+    """A weight's name as ComfyUI's key map has it."""
+    name = ADAPTER_NAME.sub(r".\1.weight", PEFT_PREFIX.sub("", name))
+    if name.startswith(DIFFUSERS_ROOTS):
+        return f"transformer.{name}"
+    if name.startswith(BFL_ROOTS) and ".processor." not in name:
+        return f"diffusion_model.{name}"
+    return name
+
+
+def settings_beside(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """PEFT's settings: from the file's metadata, as diffusers saves it, or adapter_config.json beside it."""
+    if "lora_adapter_metadata" in metadata:
+        entries = json.loads(metadata["lora_adapter_metadata"])
+        return {key.removeprefix("transformer."): value for key, value in entries.items()}
+    config = path.with_name("adapter_config.json")
+    if path.stem == "adapter_model" and config.is_file():
+        return json.loads(config.read_text("utf-8"))
+    return {}
+
+
+def alpha_of(module: str, rank: int, settings: Mapping[str, Any]) -> float | None:
+    """The alpha PEFT used for a module, as ComfyUI counts it (scaling = alpha / rank); None if not stated."""
+    patterns = settings.get("alpha_pattern") or {}
+    stated = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    alpha = stated[0] if stated else settings.get("lora_alpha")
+    if alpha is None:
+        return None
+    return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
+
+
+def unmatched_names(names: Iterable[str], places: Mapping[str, Any]) -> list[str]:
+    """Names of which no beginning, up to a dot, is a module of the model; without text encoders' names."""
+    return [name for name in names if not (in_model(name, places) or name.startswith(TEXT_ENCODER_ROOTS))]
+
+
+def in_model(name: str, places: Mapping[str, Any]) -> bool:
+    """Whether a LoRA weight's name begins with a module of the model."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in places for end in range(len(parts) - 1, 0, -1))
+
+
+def check_sizes(name: str, model: Any, patches: Mapping[Any, Any]) -> None:
+    """Raise ValueError if a LoRA's matrices do not fit the model's."""
+    weights = model.model.state_dict()
+    for place, adapter in patches.items():
+        key, rows = (place, None) if isinstance(place, str) else place[:2]
+        weight, matrices = weights.get(key), getattr(adapter, "weights", None)
+        if getattr(adapter, "name", None) != "lora" or weight is None or matrices is None:
+            continue
+        if weight.ndim != 2 or not weight.is_floating_point() or matrices[5] is not None:
+            continue  # packed 4-bit weights do not show their size; control LoRAs enlarge the layer
+        got = (matrices[0].shape[0], matrices[1].shape[1])
+        wanted = (rows[2] if rows else weight.shape[0], weight.shape[1])
+        if got != wanted:
+            raise ValueError(
+                f"the LoRA {name} is for another model: its {key} is {got[0]}x{got[1]}, in this MODEL, "
+                f"which is {describe(model)}, it is {wanted[0]}x{wanted[1]}. "
+                "Choose a LoRA made for this model."
+            )
+
+
+def describe(model: Any) -> str:
+    """A MODEL in words: its class, and for Flux its sizes."""
+    kind, params = type(model.model).__name__, getattr(model.model.diffusion_model, "params", None)
+    if params is None or not hasattr(params, "depth_single_blocks"):
+        return kind
+    return f"{kind} ({params.hidden_size} channels, {params.depth}+{params.depth_single_blocks} blocks)"
