@@ -24,10 +24,11 @@ from ..vlm import encoder, generate, inputs, memory
 from ..vlm.images import pictures_of
 from .vlm_files import VLMFolder, open_vlm_folder
 from .vlm_layers import move_buffers, use_castable_layers
+from .vlm_quantize import QUANTIZERS, import_bitsandbytes, quantize
 
 logger = logging.getLogger("dreamomni")
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32", *QUANTIZERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,14 +43,16 @@ class Precision:
 def choose_precision(name: str, device: torch.device) -> Precision:
     """The formats `name` means on `device`; raises ValueError for an unknown name.
 
-    fp16 is never chosen by itself: these models overflow in it. Where bf16 is slow the weights stay
-    bf16 and the computing is done in fp32.
+    fp16 is never chosen by itself: these models overflow in it. Quantised weights start from bf16. Where bf16
+    is slow the weights stay bf16 and the computing is done in fp32.
     """
     if name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}; choose one of {', '.join(PRECISIONS)}.")
     fixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if name in fixed:
         return Precision(name=name, storage=fixed[name], compute=fixed[name])
+    if name == "nf4":
+        import_bitsandbytes()
     fast = comfy.model_management.should_use_bf16(device)
     compute = torch.bfloat16 if fast else torch.float32
     return Precision(name=name, storage=torch.bfloat16, compute=compute)
@@ -90,7 +93,7 @@ class LoadedVLM:
     @cached_property
     def patcher(self) -> comfy.model_patcher.ModelPatcher:
         """The network in ComfyUI's care; reads the weights on first use."""
-        network = read_network(self.folder, self.precision)
+        network = read_network(self.folder, self.precision, self.load_device)
         return comfy.model_patcher.ModelPatcher(
             Holder(network), load_device=self.load_device, offload_device=self.offload_device
         )
@@ -158,7 +161,7 @@ class LoadedVLM:
         return {name: value.to(self.load_device) for name, value in accepted.items()}
 
 
-def read_network(folder: VLMFolder, precision: Precision) -> Any:
+def read_network(folder: VLMFolder, precision: Precision, device: torch.device) -> Any:
     """The folder's model on the CPU, its layers exchanged for ones ComfyUI can offload."""
     import transformers
 
@@ -173,6 +176,8 @@ def read_network(folder: VLMFolder, precision: Precision) -> Any:
     )
     network.eval().requires_grad_(False)
     use_castable_layers(network, precision.compute)
+    if precision.name in QUANTIZERS:
+        quantize(network, precision.name, device)
     return network
 
 
