@@ -56,6 +56,8 @@ def models_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     import folder_paths
 
+    # In the real table too: node files register at import, which may happen in the middle of a test.
+    paths.register_folders()
     folders = {}
     for kind, (_, extensions) in folder_paths.folder_names_and_paths.items():
         (tmp_path / "models" / kind).mkdir(parents=True, exist_ok=True)
