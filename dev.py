@@ -58,7 +58,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "bench":
         command = [python, ROOT / "bench" / "run.py", *filter(None, [options.topic])]
         return subprocess.run(command, env=child_environment()).returncode
-    raise SetupError(f"{options.command} is not there yet")
+    if options.command == "locales":
+        from host.locales import write_locales
+
+        return write_locales()
+    from host.demo import run_demo
+
+    return run_demo(serve=options.serve, port=options.port)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def load_pack() -> None:
     spec.loader.exec_module(module)
 
 
-sys.path.append(str(ROOT / "tests" / "support"))
+sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "e2e")]
 HOST = find_host()
 load_pack()
 if HOST is not None:
@@ -37,6 +37,8 @@ if HOST is not None:
     from comfy.cli_args import args
 
     args.cpu = True
+
+from live_server import live_server  # noqa: E402, F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

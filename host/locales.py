@@ -1,0 +1,79 @@
+"""The pack's names and tooltips as ComfyUI's locale files, and its node list for scanners, from the nodes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .places import PACK_FOLDER, ROOT, SetupError
+from .server import Server
+
+OUR_MODULE = f"custom_nodes.{PACK_FOLDER}"
+
+
+def write_locales() -> int:
+    """Write the files anew from what a real server says about the nodes; 0 as exit code."""
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
+        files = written_files(server.client.object_info())
+        if not node_list(server.client.object_info()):
+            raise SetupError(f"ComfyUI did not load the pack:\n{server.log_tail()}")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+def written_files(object_info: dict[str, Any]) -> dict[Path, str]:
+    """Path -> text of everything that is generated."""
+    contents = {
+        "locales/en/nodeDefs.json": node_definitions(object_info),
+        "locales/en/main.json": {"nodeCategories": categories(object_info)},
+        "node_list.json": node_list(object_info),
+    }
+    return {
+        ROOT / name: json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        for name, value in contents.items()
+    }
+
+
+def our_nodes(object_info: dict[str, Any]) -> dict[str, Any]:
+    """The pack's own nodes, by id, sorted."""
+    return {
+        name: info for name, info in sorted(object_info.items()) if info.get("python_module") == OUR_MODULE
+    }
+
+
+def node_list(object_info: dict[str, Any]) -> dict[str, str]:
+    """Node id -> description."""
+    return {name: info["description"] for name, info in our_nodes(object_info).items()}
+
+
+def categories(object_info: dict[str, Any]) -> dict[str, str]:
+    """Every part of the nodes' menu paths -> how it is shown."""
+    parts = {part for info in our_nodes(object_info).values() for part in info["category"].split("/")}
+    return {part: part for part in sorted(parts)}
+
+
+def node_definitions(object_info: dict[str, Any]) -> dict[str, Any]:
+    """Node id -> names, description and tooltips, as nodeDefs.json holds them."""
+    return {name: definition(info) for name, info in our_nodes(object_info).items()}
+
+
+def definition(info: dict[str, Any]) -> dict[str, Any]:
+    """One node's entry."""
+    inputs = {}
+    for group in ("required", "optional"):
+        for name, (_, *options) in (info["input"].get(group) or {}).items():
+            tooltip = options[0].get("tooltip") if options else None
+            shown = (options[0].get("display_name") if options else None) or name
+            inputs[name] = {"name": shown, **({"tooltip": tooltip} if tooltip else {})}
+    tooltips = info.get("output_tooltips") or [None] * len(info["output_name"])
+    outputs = {
+        str(slot): {"name": name, **({"tooltip": tooltip} if tooltip else {})}
+        for slot, (name, tooltip) in enumerate(zip(info["output_name"], tooltips, strict=True))
+    }
+    entry = {"display_name": info["display_name"], "description": info["description"], "inputs": inputs}
+    return {**entry, "outputs": outputs}

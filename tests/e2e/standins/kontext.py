@@ -1,0 +1,50 @@
+"""Stand-ins for the Kontext workflows: a random Flux, its VAE and its text encoders, all tiny."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from host_models import TINY, write_kontext
+
+from . import StandIn
+from .autoencoders import write_taesd
+
+MODEL = "flux1-dev-kontext_fp8_scaled.safetensors"
+
+
+def write_kontext_models(models: Path) -> None:
+    """A tiny Kontext and a random small VAE of Flux's shape, under the names of the real files."""
+    write_kontext(models / "diffusion_models" / MODEL)
+    write_taesd(models / "vae" / "ae.safetensors", channels=16)
+
+
+def kontext(workflow: str, **more: Any) -> StandIn:
+    """A Kontext workflow on small pictures with two steps."""
+    settings = {
+        "DreamOmniReferenceSet.resize": "none",
+        "DreamOmniSchedule.steps": 2,
+        "BasicScheduler.steps": 2,
+        "KSampler.steps": 2,
+        "EmptySD3LatentImage.width": 128,
+        "EmptySD3LatentImage.height": 96,
+    }
+    return StandIn(
+        workflow=workflow,
+        write_models=write_kontext_models,
+        replaced={
+            "UNETLoader": ("DreamOmniLoadKontext", {"unet_name": MODEL, "weight_dtype": "default"}),
+            "DualCLIPLoader": (
+                "StandInFluxCLIP",
+                {"text_dim": TINY.text_dim, "pooled_dim": TINY.pooled_dim},
+            ),
+        },
+        settings=settings | more,
+    )
+
+
+STAND_INS = [
+    kontext("edit-with-references"),
+    kontext("generate-from-references"),
+    kontext("position-encoding-comparison"),
+]

