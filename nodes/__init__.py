@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import dataset, kontext, lora, omnigen, references, sampling, vlm
+from . import kontext, lora, omnigen, references, sampling, vlm
 
 NODES: list[type[io.ComfyNode]] = [
-    *dataset.NODES,
     *kontext.NODES,
     *lora.NODES,
     *omnigen.NODES,

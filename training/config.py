@@ -44,23 +44,22 @@ class AdapterConfig:
     """A LoRA: scaling = alpha / rank; weights are always kept in fp32."""
 
     rank: int = 16
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     """Module name endings to adapt; empty takes the family's own list."""
 
     def __post_init__(self) -> None:
         within("rank", self.rank, 1, 1024)
-        within("alpha", self.alpha, 1e-3)
+        within("alpha", self.alpha, 1)
         within("adapter dropout", self.dropout, 0.0, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """Optimizer and learning rate; `warmup_steps` counts optimizer steps."""
+    """Optimizer and schedule; the rate itself belongs to a stage, `warmup_steps` counts optimizer steps."""
 
     name: str = "adamw"
-    learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0
     weight_decay: float = 1e-4
@@ -75,7 +74,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         one_of("optimizer", self.name, OPTIMIZERS)
         one_of("learning rate schedule", self.schedule, LR_SCHEDULES)
-        within("learning_rate", self.learning_rate, 1e-9, 10.0)
         within("warmup_steps", self.warmup_steps, 0)
         within("weight_decay", self.weight_decay, 0.0)
         within("beta1", self.beta1, 0.0, 0.99999)

@@ -19,7 +19,6 @@ HARMLESS = frozenset(
     {
         "stages.steps",
         "stages.learning_rate",
-        "optimizer.learning_rate",
         "optimizer.clip_norm",
         "optimizer.weight_decay",
         "output",

@@ -31,7 +31,7 @@ def test_run_names_that_leave_their_folder_are_refused(name: str) -> None:
     [
         (lambda: AdapterConfig(rank=0), "rank must be between 1 and 1024, got 0"),
         (lambda: OptimizerConfig(name="sgd"), "optimizer is 'sgd'; choose one of adamw"),
-        (lambda: OptimizerConfig(learning_rate=float("nan")), "learning_rate must be"),
+        (lambda: StageConfig(learning_rate=float("nan")), "learning_rate must be"),
         (lambda: ObjectiveConfig(caption_dropout=0.6, reference_dropout=0.6), "sum of the three dropout"),
         (lambda: StageConfig(batch_size=0), "batch_size must be at least 1"),
         (lambda: run(stages=()), "at least one stage"),

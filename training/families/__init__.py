@@ -6,7 +6,12 @@ import importlib
 
 from .base import Family
 
-FAMILIES = {"dreamomni": "DreamOmniFamily", "kontext": "KontextFamily", "omnigen": "OmniGenFamily"}
+FAMILIES = {
+    "dreamomni": "DreamOmniFamily",
+    "kontext": "KontextFamily",
+    "omnigen": "OmniGenFamily",
+    "vlm": "VlmFamily",
+}
 
 
 def load_family(name: str) -> Family:

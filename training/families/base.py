@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..config import RunConfig, one_of
 from ..objective import noised, region_weights, velocity_loss, velocity_target
 
-IMAGE_ENCODINGS = ("vae", "pixels")
-PROMPT_ENCODINGS = ("clip", "vlm", "processor", "text")
+IMAGE_ENCODINGS = ("vae", "pixels", "none")
+PROMPT_ENCODINGS = ("clip", "vlm", "processor", "text", "answers")
 PROMPT_VARIANTS = ("full", "no_caption", "no_references", "no_condition")
 
 
@@ -30,7 +30,7 @@ class EncodePlan:
     `vae` stores latents (C, H, W) as the network sees them (scaled and shifted), `pixels` RGB in -1..1.
     `clip` stores `context` (L, D) and `pooled` (P,); `vlm` stores `tokens` (L, D), `attention_mask` (L,) and
     `image_index` (L,); `processor` stores what the wired processor's `training_entry(prompt, image_sizes)`
-    returns; `text` stores `utf8` (bytes as uint8).
+    returns; `text` stores `utf8` (bytes as uint8); `answers` the tokens of a request and its answer.
     """
 
     image_encoding: str
@@ -196,10 +196,22 @@ class Family(ABC):
             current = current + (following - sigma) * velocity.to(current.dtype)
         return current
 
+    def preview_sigmas(self, config: RunConfig, num_tokens: int) -> list[float]:
+        """Falling sigmas of a sample picture, from 1 to 0; evenly spaced by default."""
+        steps = config.output.sample_steps
+        return [1 - step / steps for step in range(steps + 1)]
+
     def metadata(self, config: RunConfig) -> dict[str, str]:
         """Family facts for the saved file: position scheme, reference attention, ..."""
         return {}
 
-    def export_full(self, network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    def export_full(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, Tensor],
+        folder: Path,
+        metadata: Mapping[str, str],
+        config: RunConfig,
+    ) -> list[Path]:
         """Write fully trained `weights` as the family's loader expects them; the files written."""
         raise NotImplementedError(f"{self.name} is trained as a LoRA only")

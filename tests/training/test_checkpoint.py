@@ -1,0 +1,141 @@
+"""Checkpoints: whole or absent, verified, pruned, and never lost to a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import namedtuple
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from pack.training.checkpoint import (
+    RunState,
+    checkpoint_path,
+    checkpoint_steps,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
+from pack.training.config import OutputConfig, ValidationConfig
+from pack.training.metrics import MetricsFile, read_lines, read_metrics
+
+from tests.training.toy import toy_config, toy_place, toy_trainer
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def state(step: int) -> RunState:
+    return RunState(step=step, tensors={"weight.a": torch.full((4,), float(step))}, data={"step": step})
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        save_checkpoint(tmp_path, state(step), best_step=2)
+    assert checkpoint_steps(tmp_path) == [2, 5, 6]
+    newest, messages = load_newest(tmp_path)
+    assert (newest.step, messages) == (6, [])
+    assert newest.tensors["weight.a"].tolist() == [6.0] * 4
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, file: str, damage: str) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, state(step))
+    path = checkpoint_path(tmp_path, 2) / file
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-3] if damage == "cut" else bytes([data[0] ^ 1]) + data[1:])
+    newest, messages = load_newest(tmp_path)
+    assert newest.step == 1
+    assert len(messages) == 1
+    assert "is damaged" in messages[0]
+    assert "the one before it is used" in messages[0]
+    with pytest.raises(ValueError, match="is damaged"):
+        load_checkpoint(checkpoint_path(tmp_path, 2))
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, state(1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 100, 8))
+    with pytest.raises(OSError, match=r"a checkpoint needs .* MiB are free"):
+        save_checkpoint(tmp_path, state(2))
+    assert checkpoint_steps(tmp_path) == [1]
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_run_on_a_full_disk_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, events = toy_trainer(toy_config(steps=4), toy_place(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 100, 8))
+    assert trainer.run() == "finished"
+    failed = [event for event in events if event["event"] == "save_failed"]
+    assert failed
+    assert "Free some space" in failed[0]["message"]
+
+
+def tell_steps(writer: int, event: dict) -> None:
+    if event["event"] == "step":
+        os.write(writer, b"x")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kill_at_fifty_random_moments_loses_no_more_than_one_interval(tmp_path: Path) -> None:
+    place = toy_place(tmp_path, count=4)
+    every = 1
+    config = toy_config(
+        steps=100_000,
+        output=OutputConfig(checkpoint_every=every, sample_every=0),
+        validation=ValidationConfig(fraction=0.0),
+    )
+    trainer, _ = toy_trainer(config, place)
+    chance, reached = random.Random(3), 0
+    for _ in range(50):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # trains on, telling each finished step, until it is killed
+            trainer.emit = partial(tell_steps, writer)
+            try:
+                trainer.run()
+            finally:
+                os._exit(1)
+        os.close(writer)
+        told = len(os.read(reader, 1))
+        time.sleep(chance.random() * 0.1)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the child ended by itself"
+        while data := os.read(reader, 65536):
+            told += len(data)
+        os.close(reader)
+        newest, messages = load_newest(place.checkpoints)
+        assert messages == []
+        kept = newest.step if newest else 0
+        assert reached + told - every < kept + 1, "more than one interval was lost"
+        reached = kept
+    assert reached > 10
+
+
+def test_the_diary_survives_a_torn_line_and_counts_repeated_steps_once(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path)
+    for step in range(1, 5):
+        metrics.append({"event": "step", "step": step, "loss": float(step)})
+    metrics.append({"event": "step", "step": 5, "loss": float("nan")})
+    metrics.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "st')
+    again = MetricsFile(tmp_path)
+    again.append({"event": "started", "step": 3})
+    again.append({"event": "step", "step": 4, "loss": 0.5})
+    again.close()
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 7
+    steps = [event for event in read_metrics(tmp_path) if event["event"] == "step"]
+    assert [(event["step"], event["loss"]) for event in steps] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 0.5)]

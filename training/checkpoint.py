@@ -1,0 +1,113 @@
+"""Resume states on disk: whole or absent, verified by hash, the newest two and the best kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .files import file_sha256, flush_to_disk, require_space, write_json, write_tensors
+
+log = logging.getLogger("dreamomni")
+
+KEPT = 2
+FOLDER = re.compile(r"step-(\d{9})")
+STATE, TENSORS, MANIFEST = "state.json", "state.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """Everything a run continues from: `tensors` and JSON `data`, after `step` optimizer steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    data: dict[str, Any]
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, oldest first, whole or not."""
+    if not folder.is_dir():
+        return []
+    matches = [FOLDER.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir()]
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` steps."""
+    return folder / f"step-{step:09d}"
+
+
+def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None) -> Path:
+    """Write a checkpoint and then remove older ones; OSError (disk full) leaves the older ones untouched."""
+    require_space(folder, sum(t.numel() * t.element_size() for t in state.tensors.values()), "a checkpoint")
+    remove_partial(folder)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        write_tensors(partial / TENSORS, state.tensors)
+        write_json(partial / STATE, {"step": state.step, "data": state.data})
+        hashes = {name: file_sha256(partial / name) for name in (TENSORS, STATE)}
+        write_json(partial / MANIFEST, hashes)
+        flush_to_disk(partial)
+        final = checkpoint_path(folder, state.step)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        flush_to_disk(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    prune(folder, best_step)
+    return final
+
+
+def remove_partial(folder: Path) -> None:
+    """Clear away what a killed run left half written."""
+    for leftover in folder.glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def prune(folder: Path, best_step: int | None) -> None:
+    """Keep the newest two checkpoints and the best one."""
+    for step in checkpoint_steps(folder)[:-KEPT]:
+        if step != best_step:
+            shutil.rmtree(checkpoint_path(folder, step), ignore_errors=True)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every file has its recorded hash."""
+    try:
+        hashes: Mapping[str, str] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        wrong = [name for name in (TENSORS, STATE) if hashes.get(name) != file_sha256(path / name)]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{', '.join(wrong)} changed since it was written" if wrong else None
+
+
+def load_checkpoint(path: Path) -> RunState:
+    """The state in one checkpoint folder; ValueError when it is damaged."""
+    fault = damage(path)
+    if fault is not None:
+        raise ValueError(f"checkpoint {path} is damaged: {fault}")
+    data = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return RunState(step=data["step"], tensors=load_file(path / TENSORS), data=data["data"])
+
+
+def load_newest(folder: Path) -> tuple[RunState | None, list[str]]:
+    """(newest whole state or None, messages about the damaged ones that were passed over)."""
+    messages = []
+    for step in reversed(checkpoint_steps(folder)):
+        try:
+            return load_checkpoint(checkpoint_path(folder, step)), messages
+        except ValueError as error:
+            messages.append(f"{error}; the one before it is used")
+            log.warning(messages[-1])
+    return None, messages

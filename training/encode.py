@@ -1,0 +1,216 @@
+"""Fills the cache: every picture and prompt of a dataset once, with encoders the caller hands in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .answers import lesson
+from .cache import TensorCache, picture_key, prompt_key
+from .config import RunConfig
+from .dataset import EditDataset, EditSample
+from .families.base import PROMPT_VARIANTS, EncodePlan
+from .files import write_text
+
+ASPECT_LIMIT = 4.0
+MASK_REDUCTION = 8
+
+
+class PictureEncoder(Protocol):
+    """Turns a picture into what the network sees, (C, H, W)."""
+
+    identity: str
+
+    def __call__(self, image: Image.Image) -> Tensor: ...
+
+
+class PromptEncoder(Protocol):
+    """Turns words (and pictures, where it sees them) into named tensors without a batch axis."""
+
+    identity: str
+
+    def __call__(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleEntry:
+    """Where a sample's encoded parts lie in the cache; one JSON line of a manifest."""
+
+    id: str
+    task: str
+    instruction: str
+    target: str
+    references: list[str]
+    prompts: dict[str, str]
+    """Variant (full, no_caption, ...) -> key."""
+    shapes: list[list[int]]
+    """Shape of the target, then of each reference."""
+    mask: str | None = None
+    has_source: bool = False
+    reference_pixels: list[str] = field(default_factory=list)
+
+
+def bucket_size(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
+    """(width, height) of area about resolution^2 nearest in aspect ratio, sides multiples of `multiple`.
+
+    Widths go in steps of about resolution / 16, so that pictures of similar shape share a bucket.
+    """
+    step = max(multiple, round(resolution / 16 / multiple) * multiple)
+    aspect = min(max(width / height, 1 / ASPECT_LIMIT), ASPECT_LIMIT)
+    square = max(multiple, round(resolution / multiple) * multiple)
+    sizes = [(square, square)]
+    for side in range(step, int(resolution * math.sqrt(ASPECT_LIMIT)) + step, step):
+        other = max(step, round(resolution**2 / side / step) * step)
+        sizes += [(side, other), (other, side)]
+    return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RGB of exactly `size` (width, height), Lanczos, without crop."""
+    plain = image if image.mode in ("RGB", "L") else image.convert("RGB")
+    return plain if plain.size == size else plain.resize(size, Image.Resampling.LANCZOS)
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """RGB (3, H, W) in -1..1."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1).permute(2, 0, 1).clone()
+
+
+def mask_of(image: Image.Image) -> Tensor:
+    """(1, H / 8, W / 8) in 0..1: the share of each place that the edit changes."""
+    size = (max(1, image.width // MASK_REDUCTION), max(1, image.height // MASK_REDUCTION))
+    small = image.convert("L").resize(size, Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(small, np.float32) / 255)[None].clone()
+
+
+def belongs_to_task(sample_mode: str, sample_task: str, task: str) -> bool:
+    """Whether a run for `task` uses a sample; `extract` samples are told by their own task name."""
+    if task == "all":
+        return True
+    if task == "extract" or sample_task.startswith("extract"):
+        return sample_task.startswith("extract") == (task == "extract")
+    return sample_mode == task
+
+
+def used_variants(config: RunConfig) -> list[str]:
+    """Prompt variants that the run's dropout rates can choose."""
+    objective = config.objective
+    rates = (1.0, objective.caption_dropout, objective.reference_dropout, objective.condition_dropout)
+    return [variant for variant, rate in zip(PROMPT_VARIANTS, rates, strict=True) if rate > 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Everything needed to encode the samples of one stage."""
+
+    config: RunConfig
+    plan: EncodePlan
+    resolution: int
+    cache: TensorCache
+    encode_picture: PictureEncoder
+    encode_prompt: PromptEncoder
+
+    def picture(self, image: Image.Image) -> tuple[str, list[int]]:
+        """(key, shape) of an encoded picture of final size."""
+        key = picture_key(image, self.encode_picture.identity)
+        if key not in self.cache:
+            self.cache.write(key, {"latent": self.encode_picture(image)})
+        return key, self.cache.shape(key)
+
+    def stored(self, image: Image.Image, kind: str, make: Callable[[Image.Image], Tensor]) -> str:
+        """Key of pixels or a mask kept as they are."""
+        key = picture_key(image, kind)
+        if key not in self.cache:
+            self.cache.write(key, {"latent": make(image)})
+        return key
+
+    def prompt(self, text: str, images: Sequence[Image.Image]) -> str:
+        """Key of an encoded prompt; pictures count only where the encoder sees them."""
+        seen = list(images) if self.plan.prompt_sees_images else []
+        key = prompt_key(text, [picture_key(image, "seen") for image in seen], self.encode_prompt.identity)
+        if key not in self.cache:
+            self.cache.write(key, self.encode_prompt(text, seen))
+        return key
+
+    def sizes(self, sample: EditSample) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+        """(target size, size of the source and of each reference), each picture in its own bucket."""
+        multiple = self.plan.size_multiple
+        target = bucket_size(*sample.target.size, self.resolution, multiple)
+        side = self.config.reference_resolution or self.resolution
+        pictures = [*([sample.source] if sample.source else []), *sample.references]
+        sizes = [bucket_size(*picture.size, side, multiple) for picture in pictures]
+        if sample.source is not None and self.plan.source_follows_target:
+            sizes[0] = target
+        return target, sizes
+
+    def sample(self, sample: EditSample) -> SampleEntry:
+        """Encode one sample; what the cache holds already is not encoded again."""
+        target_size, sizes = self.sizes(sample)
+        pictures = [*([sample.source] if sample.source else []), *sample.references]
+        references = [resized(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
+        target, shape = self.picture(resized(sample.target, target_size))
+        encoded = [self.picture(picture) for picture in references]
+        is_lesson = self.plan.prompt_encoding == "answers"
+        words = lesson(sample) if is_lesson else sample.tagged_instruction or sample.instruction
+        texts = {
+            "full": (words, references),
+            "no_caption": (self.plan.dropped_caption, references),
+            "no_references": (sample.instruction, []),
+            "no_condition": (self.plan.dropped_caption, []),
+        }
+        mask = self.stored(resized(sample.mask, target_size), "mask", mask_of) if sample.mask else None
+        keep = references if self.plan.keep_pixels else []
+        return SampleEntry(
+            id=sample.id,
+            task=sample.task,
+            instruction=sample.instruction,
+            target=target,
+            references=[key for key, _ in encoded],
+            prompts={variant: self.prompt(*texts[variant]) for variant in used_variants(self.config)},
+            shapes=[shape, *(size for _, size in encoded)],
+            mask=mask,
+            has_source=sample.source is not None,
+            reference_pixels=[self.stored(picture, "pixels", pixels_of) for picture in keep],
+        )
+
+
+def chosen_indices(dataset: EditDataset, task: str) -> list[int]:
+    """Indices of the samples that a run for `task` uses; ValueError when there are none."""
+    records = [dataset.record(index) for index in range(len(dataset))]
+    chosen = [i for i, record in enumerate(records) if belongs_to_task(record.mode, record.task, task)]
+    if not chosen:
+        modes = sorted({f"{record.mode}/{record.task}" for record in records})
+        raise ValueError(
+            f"the dataset has no samples for task {task!r}; it has {', '.join(modes) or 'none at all'}. "
+            "Choose another task or another dataset."
+        )
+    return chosen
+
+
+def encode_dataset(
+    encoding: Encoding, dataset: EditDataset, manifest: Path, report: Callable[[int, int], None]
+) -> list[SampleEntry]:
+    """Encode the samples of the run's task and write the manifest; `report(done, total)` may raise."""
+    chosen = chosen_indices(dataset, encoding.config.task)
+    entries = []
+    for done, index in enumerate(chosen):
+        report(done, len(chosen))
+        entries.append(encoding.sample(dataset[index]))
+    report(len(chosen), len(chosen))
+    write_text(manifest, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+    return entries
+
+
+def read_manifest(path: Path) -> list[SampleEntry]:
+    """The entries of a manifest, in order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [SampleEntry(**json.loads(line)) for line in lines if line]

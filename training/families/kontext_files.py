@@ -1,0 +1,166 @@
+"""FLUX-shaped weights of any layout as diffusers names them: BFL or diffusers, bf16, fp8 or scaled fp8."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..memory import header_shapes
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+SCALES = (".scale_weight", ".weight_scale")
+IGNORED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
+HEAD_WIDTH = 128
+BFL_MARK, DIFFUSERS_MARK = "double_blocks.0.img_attn.qkv.weight", "transformer_blocks.0.attn.to_q.weight"
+
+PLAIN = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+}
+DOUBLE = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+DOUBLE_SPLIT = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+DOUBLE_NORMS = {
+    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
+    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
+    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
+    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
+}
+SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
+SINGLE_NORMS = {"norm.query_norm.scale": "attn.norm_q.weight", "norm.key_norm.scale": "attn.norm_k.weight"}
+BLOCK = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.(.+)")
+
+
+def converted(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """diffusers' (name, tensor) pairs for one BFL tensor; ValueError on a name FLUX does not have.
+
+    Only rows are cut and moved, so it works alike for weights, biases and scales per row.
+    """
+    block = BLOCK.fullmatch(name)
+    if block is None:
+        yield from outer_tensor(name, tensor)
+        return
+    kind, number, rest = block.groups()
+    module, _, part = rest.rpartition(".")
+    if kind == "double_blocks":
+        prefix, plain, norms = f"transformer_blocks.{number}.", DOUBLE, DOUBLE_NORMS
+        pieces = DOUBLE_SPLIT.get(module)
+        sizes = [tensor.shape[0] // 3] * 3 if pieces else []
+    else:
+        prefix, plain, norms = f"single_transformer_blocks.{number}.", SINGLE, SINGLE_NORMS
+        pieces = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp") if module == "linear1" else None
+        width = tensor.shape[0] // 7  # q, k, v and an MLP four times as wide
+        sizes = [width, width, width, tensor.shape[0] - 3 * width]
+    if pieces is not None:
+        for piece, rows in zip(pieces, tensor.split(sizes), strict=True):
+            yield f"{prefix}{piece}.{part}", rows
+    elif rest in norms:
+        yield prefix + norms[rest], tensor
+    elif module in plain:
+        yield f"{prefix}{plain[module]}.{part}", tensor
+    else:
+        raise ValueError(f"{name} is not a tensor of FLUX.1")
+
+
+def outer_tensor(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors outside the blocks; the last modulation swaps shift and scale between the layouts."""
+    module, _, part = name.rpartition(".")
+    if module == "final_layer.adaLN_modulation.1":
+        shift, scale = tensor.chunk(2)
+        yield f"norm_out.linear.{part}", torch.cat([scale, shift])
+    elif module in PLAIN:
+        yield f"{PLAIN[module]}.{part}", tensor
+    else:
+        raise ValueError(f"{name} is not a tensor of FLUX.1")
+
+
+def bare(name: str) -> str:
+    """The name without the prefix of a whole checkpoint."""
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
+def flux_shape(path: Path) -> dict[str, Any]:
+    """Arguments of diffusers' FluxTransformer2DModel for a file; ValueError when it is not FLUX-shaped."""
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path.name} cannot be trained on: a base must be a .safetensors file in bf16, fp16, fp8 or "
+            "scaled fp8 (GGUF works for sampling only; use the file it was made from)"
+        )
+    shapes = {bare(name): shape for name, shape in header_shapes(path).items()}
+    if BFL_MARK in shapes:
+        names = ("img_in", "txt_in", "vector_in.in_layer", "guidance_in.in_layer")
+        blocks = ("double_blocks", "single_blocks")
+    elif DIFFUSERS_MARK in shapes:
+        embed = "time_text_embed."
+        names = ("x_embedder", "context_embedder", f"{embed}text_embedder.linear_1")
+        names = (*names, f"{embed}guidance_embedder.linear_1")
+        blocks = ("transformer_blocks", "single_transformer_blocks")
+    else:
+        raise ValueError(
+            f"{path.name} is no FLUX.1 transformer in BFL's or diffusers' layout (neither {BFL_MARK} nor "
+            f"{DIFFUSERS_MARK} is in it); choose FLUX.1 Kontext"
+        )
+    image, text, pooled, guidance = (f"{name}.weight" for name in names)
+    width = shapes[image][0]
+    return {
+        "in_channels": shapes[image][1],
+        "num_layers": count_blocks(shapes, blocks[0]),
+        "num_single_layers": count_blocks(shapes, blocks[1]),
+        "attention_head_dim": HEAD_WIDTH,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "joint_attention_dim": shapes[text][1],
+        "pooled_projection_dim": shapes[pooled][1],
+        "guidance_embeds": guidance in shapes,
+    }
+
+
+def count_blocks(shapes: dict[str, list[int]], prefix: str) -> int:
+    """Number of blocks called `<prefix>.<n>`."""
+    numbers = {int(name.split(".")[1]) for name in shapes if name.startswith(prefix + ".")}
+    return max(numbers, default=-1) + 1
+
+
+def base_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(diffusers name, tensor) of a file one by one, scales multiplied in, never the whole file at once."""
+    with safe_open(path, "pt") as file:
+        names = {bare(name): name for name in file.keys()}  # noqa: SIM118
+        is_bfl = BFL_MARK in names
+        for name, stored in names.items():
+            if name.endswith((*SCALES, *IGNORED)):
+                continue
+            tensor = file.get_tensor(stored)
+            scale = next((n for s in SCALES if (n := name.removesuffix(".weight") + s) in names), None)
+            if scale is not None and name.endswith(".weight"):
+                factor = file.get_tensor(names[scale]).float()
+                factor = factor.reshape(-1, 1) if factor.numel() > 1 else factor.reshape(())
+                tensor = (tensor.float() * factor).to(torch.bfloat16)
+            elif tensor.element_size() == 1:
+                tensor = tensor.to(torch.bfloat16)
+            if is_bfl:
+                yield from converted(name, tensor)
+            else:
+                yield name, tensor

@@ -1,0 +1,136 @@
+"""Qwen2-VL and Qwen2.5-VL as prompt translators: supervised answers, as a LoRA or in full."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...vlm.inputs import accepted_inputs
+from ..answers import NOT_LEARNT
+from ..config import RunConfig
+from ..files import write_json
+from ..frozen import hold_frozen
+from .base import Batch, CachedSample, EncodePlan, Family
+
+CLASSES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
+BESIDE = ("*.json", "*.txt", "*.jinja", "*.model")
+
+
+class VlmFamily(Family):
+    """A VLM folder (`config.base["vlm"]`) taught to write the prompts its image model was trained with."""
+
+    name = "vlm"
+    lora_prefix = ""
+
+    def encode_plan(self, config: RunConfig) -> EncodePlan:
+        """Requests and answers as tokens; no latents."""
+        return EncodePlan(image_encoding="none", prompt_encoding="answers", prompt_sees_images=True)
+
+    def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
+        """The folder's network; frozen and held small for a LoRA, fp32 and whole otherwise."""
+        import transformers
+
+        folder = Path(config.base.get("vlm", ""))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"no VLM in {str(folder)!r}; choose a folder of models/vlm")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind not in CLASSES:
+            raise ValueError(f"{folder.name} is a {kind!r}; {', '.join(CLASSES)} can be trained")
+        wide = (
+            torch.float32 if config.adapter is None or config.memory.precision == "fp32" else torch.bfloat16
+        )
+        network = getattr(transformers, CLASSES[kind]).from_pretrained(
+            folder, dtype=wide, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
+        )
+        if config.adapter is None:
+            return network.to(device)
+        hold_frozen(network, config.memory, device, skip=("lm_head", "model.visual"))
+        return network
+
+    def adapter_targets(self, config: RunConfig) -> list[str]:
+        """Attention of the language model; the picture side and the head stay as they are."""
+        return ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+
+    def trainable_parameters(self, network: nn.Module, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
+        """Everything but the picture side."""
+        return [(name, p) for name, p in network.named_parameters() if "visual" not in name.split(".")]
+
+    def block_classes(self, network: nn.Module) -> tuple[type[nn.Module], ...]:
+        """The decoder layers."""
+        found = {type(m) for m in network.modules() if type(m).__name__.endswith("VLDecoderLayer")}
+        return tuple(found)
+
+    def signature(self, sample: CachedSample) -> Hashable:
+        """Every sample is a batch of its own: pictures differ in number and size."""
+        return sample.id
+
+    def num_tokens(self, sample: CachedSample) -> int:
+        """Tokens of request and answer."""
+        return sample.prompt["input_ids"].shape[0]
+
+    def loss(
+        self, network: nn.Module, batch: Batch, noise: Tensor, sigmas: Tensor, config: RunConfig
+    ) -> Tensor:
+        """Mean cross entropy of the answer's tokens, (1,); noise and sigma play no part."""
+        inputs = sft_inputs(batch)
+        labels = inputs.pop("labels")
+        logits = network(**accepted_inputs(network, inputs), use_cache=False).logits
+        loss = F.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=NOT_LEARNT)
+        return loss[None]
+
+    def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
+        """A language model has no velocity."""
+        raise NotImplementedError("a VLM draws no pictures; set sample_every to 0")
+
+    def metadata(self, config: RunConfig) -> dict[str, str]:
+        """Which answers it was taught."""
+        return {"dreamomni.answers": "<edit>...</edit>, <gene>...</gene>"}
+
+    def export_full(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, Tensor],
+        folder: Path,
+        metadata: Mapping[str, str],
+        config: RunConfig,
+    ) -> list[Path]:
+        """A whole VLM folder in bf16 that DreamOmniLoadVLM reads, tokenizer and all."""
+        partial = folder.with_name(f".partial-{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        state = {name: tensor.to(torch.bfloat16) for name, tensor in network.state_dict().items()}
+        writer: Any = network
+        writer.save_pretrained(partial, state_dict=state)
+        copy_beside(Path(config.base["vlm"]), partial)
+        write_json(partial / "dreamomni.json", dict(metadata))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        return sorted(folder.iterdir())
+
+
+def sft_inputs(batch: Batch) -> dict[str, Tensor]:
+    """A model's arguments (1, ...) of the batch's one sample."""
+    prompt = batch.conditions["prompt"]
+    inputs = {name: prompt[name] for name in ("input_ids", "labels", "mm_token_type_ids")}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "pixel_values" in prompt:
+        inputs |= {"pixel_values": prompt["pixel_values"][0], "image_grid_thw": prompt["image_grid_thw"][0]}
+    return inputs
+
+
+def copy_beside(base: Path, folder: Path) -> None:
+    """Copy tokenizer, templates and settings that `folder` does not have yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in BESIDE:
+        for path in base.glob(pattern):
+            if not (folder / path.name).exists() and path.name != "model.safetensors.index.json":
+                shutil.copyfile(path, folder / path.name)

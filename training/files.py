@@ -1,0 +1,86 @@
+"""Writing files that are either whole or absent, whatever happens in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+CHUNK = 1 << 22
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file, or on POSIX a folder, so that a power cut cannot lose it after a rename."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the folder of `path`, so that a rename stays on one disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file at `path`, atomically."""
+    partial = temporary_beside(path)
+    try:
+        plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(plain, partial, metadata=dict(metadata or {}))
+        flush_to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file at `path`, atomically."""
+    partial = temporary_beside(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush_to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """A JSON file at `path`, atomically."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise OSError unless `needed` bytes (and a tenth more) are free where `folder` is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.1:
+        raise OSError(
+            f"{what} needs {needed / 2**20:.0f} MiB, only {free / 2**20:.0f} MiB are free in {folder}. "
+            "Free some space; the run continues from its last checkpoint."
+        )

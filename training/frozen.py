@@ -1,0 +1,193 @@
+"""Frozen linear layers held small: bf16, fp8 or int8 with a scale per row, in device or in host memory.
+
+The full-precision weight exists only while one layer is computed, forward and backward; it is never saved
+for the backward pass. A layer kept in host memory is copied one way when it is needed and dropped afterwards,
+so a frozen base larger than the card can be trained through.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import MemoryConfig
+from .optimizers import optional_package
+
+FP8_LARGEST = 448.0
+INT8_LARGEST = 127.0
+
+
+def rows_quantised(weight: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    """(stored weight, scale (rows, 1) or None) of a weight (rows, columns) for bf16, fp8 or int8."""
+    if kind in ("bf16", "fp32"):
+        return weight.to(torch.bfloat16 if kind == "bf16" else torch.float32), None
+    limit = FP8_LARGEST if kind == "fp8" else INT8_LARGEST
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / limit
+    scaled = wide / scale
+    if kind == "int8":
+        return scaled.round().to(torch.int8), scale
+    return scaled.to(torch.float8_e4m3fn), scale
+
+
+class FrozenMatmul(torch.autograd.Function):
+    """x W^T + b whose weight is restored in both directions instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        """Features (..., in) to (..., out)."""
+        ctx.layer = layer
+        bias = layer.bias
+        return F.linear(x, layer.restored(x), None if bias is None else bias.to(x))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the features; a frozen weight has none."""
+        (gradient,) = gradients
+        return gradient @ ctx.layer.restored(gradient), None
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer that cannot be trained; `weight` may be fp8 or int8 and lie in another memory than x."""
+
+    scale: Tensor | None
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def restored(self, like: Tensor) -> Tensor:
+        """The weight in the dtype and on the device of `like`."""
+        weight = self.weight.to(like.device, non_blocking=True).to(like.dtype)
+        if self.scale is None:
+            return weight
+        return weight * self.scale.to(like.device, non_blocking=True).to(like.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (..., in) to (..., out), in autocast's dtype where it is on."""
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        return FrozenMatmul.apply(input, self)
+
+
+def frozen_linear(linear: nn.Linear, memory: MemoryConfig, device: torch.device) -> nn.Module:
+    """The layer as `memory` wants it held, on `device` or in (pinned) host memory."""
+    if memory.precision == "nf4":
+        return nf4_linear(linear, device)
+    weight, scale = rows_quantised(linear.weight.data, memory.precision)
+    home = torch.device("cpu") if memory.stream_base else device
+    tensors = [None if t is None else t.to(home) for t in (weight, scale, linear.bias)]
+    if memory.stream_base and device.type == "cuda":
+        tensors = [None if t is None else t.detach().pin_memory() for t in tensors]
+    stored, stored_scale, bias = tensors
+    assert stored is not None
+    return FrozenLinear(stored, stored_scale, bias)
+
+
+def nf4_linear(linear: nn.Linear, device: torch.device) -> nn.Module:
+    """The layer in bitsandbytes' 4-bit normal float."""
+    bitsandbytes = optional_package("bitsandbytes", "holding the base in nf4")
+    small = bitsandbytes.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=torch.bfloat16,
+        quant_type="nf4",
+        device="meta",
+    )
+    weight = linear.weight.data.to(torch.bfloat16).cpu()
+    small.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
+    if linear.bias is not None:
+        small.bias = nn.Parameter(linear.bias.data.to(device, torch.bfloat16), requires_grad=False)
+    return small
+
+
+def hold_frozen(
+    network: nn.Module, memory: MemoryConfig, device: torch.device, skip: tuple[str, ...] = ()
+) -> None:
+    """Freeze `network` and hold its linear layers as `memory` says; everything else goes to `device`.
+
+    Layers whose name starts with an entry of `skip` stay in bf16 (fp32 for precision fp32): small ones that
+    set the scale of all others.
+    """
+    network.requires_grad_(False)
+    wide = torch.float32 if memory.precision == "fp32" else torch.bfloat16
+    for name, module in list(network.named_modules()):
+        for child_name, child in list(module.named_children()):
+            path = f"{name}.{child_name}".lstrip(".")
+            if type(child) is nn.Linear and not (skip and path.startswith(skip)):
+                setattr(module, child_name, frozen_linear(child, memory, device))
+    for module in network.modules():
+        if not is_held(module):
+            place(module, device, wide)
+
+
+class FrozenBuilder:
+    """Fills a network built on the meta device, tensor by tensor, each held as `memory` says at once.
+
+    So the whole base is never in memory in full precision. Modules whose name starts with an entry of `wide`
+    keep bf16 (fp32 for precision fp32).
+    """
+
+    def __init__(
+        self, network: nn.Module, memory: MemoryConfig, device: torch.device, wide: tuple[str, ...] = ()
+    ) -> None:
+        self.network, self.memory, self.device, self.wide = network, memory, device, wide
+        self.dtype = torch.float32 if memory.precision == "fp32" else torch.bfloat16
+        self.unknown: list[str] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Put one tensor where its name says."""
+        path, _, key = name.rpartition(".")
+        try:
+            module = self.network.get_submodule(path)
+            known = getattr(module, key)
+        except AttributeError:
+            self.unknown.append(name)
+            return
+        if known is not None and known.shape != tensor.shape:
+            self.unknown.append(f"{name} {tuple(tensor.shape)} instead of {tuple(known.shape)}")
+            return
+        holds = (
+            type(module) is nn.Linear and key == "weight" and not (self.wide and path.startswith(self.wide))
+        )
+        home = torch.device("cpu") if self.memory.stream_base and is_held(module) else self.device
+        if not holds:
+            setattr(module, key, nn.Parameter(tensor.to(home, self.dtype), requires_grad=False))
+            return
+        full = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        full.weight = nn.Parameter(tensor, requires_grad=False)
+        held = frozen_linear(full, self.memory, self.device)
+        held.bias = module.bias
+        parent, _, child = path.rpartition(".")
+        setattr(self.network.get_submodule(parent), child, held)
+
+    def finish(self, source: str) -> None:
+        """Raise ValueError naming what was missing or did not fit; then the network is ready and frozen."""
+        missing = [name for name, parameter in self.network.named_parameters() if parameter.is_meta]
+        if missing or self.unknown:
+            raise ValueError(
+                f"{source} does not fit the network: {len(missing)} tensors are missing "
+                f"({', '.join(missing[:3]) or 'none'}), {len(self.unknown)} are unknown or of another size "
+                f"({', '.join(self.unknown[:3]) or 'none'})"
+            )
+        self.network.requires_grad_(False)
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring a module's own parameters (in `dtype`) and buffers to `device`."""
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(device, dtype)
+    for buffer in module.buffers(recurse=False):
+        buffer.data = buffer.data.to(device)
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether `hold_frozen` has already placed this layer."""
+    return isinstance(module, FrozenLinear) or type(module).__name__ == "Linear4bit"

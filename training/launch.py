@@ -1,0 +1,239 @@
+"""Starts the training process, reads what it says, cancels it, and starts it again with less memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from .config import RunConfig
+from .files import write_json
+from .memory import next_rung
+from .process import EXIT_OUT_OF_MEMORY
+from .run_file import CANCEL, HEARTBEAT, LOG, RunFile
+
+WORKER = Path(__file__).with_name("worker.py")
+IDLE_SECONDS = 0.5
+CANCEL_SECONDS = 120.0
+LADDER = "ladder.json"
+MAX_RESTARTS = 3
+TAIL_CHARACTERS = 2000
+
+
+class TrainingError(RuntimeError):
+    """The training process failed; the message holds its last words."""
+
+
+class Worker:
+    """One training process; use as a context manager so that it never outlives its owner."""
+
+    def __init__(
+        self,
+        folder: Path,
+        num_processes: int = 1,
+        environment: Mapping[str, str] | None = None,
+        on_cpu: bool = False,
+    ) -> None:
+        self.folder, self.num_processes, self.on_cpu = folder, num_processes, on_cpu
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.process: subprocess.Popen[str] | None = None
+
+    def command(self) -> list[str]:
+        """The command line: this interpreter, with accelerate in front for several processes."""
+        launcher = []
+        if self.num_processes > 1:
+            launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(self.num_processes)]
+            launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            launcher += ["--main_process_port", "0", "--cpu" if self.on_cpu else "--multi_gpu"]
+        return [sys.executable, *launcher, str(WORKER), str(self.folder)]
+
+    def __enter__(self) -> Worker:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / CANCEL).unlink(missing_ok=True)
+        self.beat()
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env=self.environment,
+                start_new_session=os.name != "nt",
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        assert self.process.stdout is not None
+        threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def beat(self) -> None:
+        """Tell the process that its owner is alive."""
+        (self.folder / HEARTBEAT).touch()
+
+    def events(self) -> Iterator[dict[str, Any] | None]:
+        """Events as they come; None at least twice a second while there is nothing new."""
+        while True:
+            self.beat()
+            try:
+                line = self._lines.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if line is None:
+                return
+            try:
+                event = json.loads(line)
+            except ValueError:  # a library wrote to stdout
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield event
+
+    def wait(self) -> int:
+        """The exit code, once the process is gone."""
+        assert self.process is not None
+        return self.process.wait()
+
+    def cancel(self) -> None:
+        """Ask for a checkpoint and an end; kill the process group if that takes too long."""
+        (self.folder / CANCEL).touch()
+        limit = time.monotonic() + CANCEL_SECONDS
+        while self.process is not None and self.process.poll() is None:
+            self.beat()
+            if time.monotonic() > limit:
+                self.stop()
+                return
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Kill the process and its children."""
+        assert self.process is not None
+        if os.name == "nt":
+            self.process.kill()
+        else:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+        self.process.wait()
+
+
+def log_tail(folder: Path) -> str:
+    """The end of what the process wrote to stderr."""
+    path = folder / LOG
+    if not path.is_file():
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:]
+
+
+def run_once(
+    run: RunFile, folder: Path, heard: Callable[[dict[str, Any] | None], None], processes: int = 1
+) -> int:
+    """Train until the process ends; its exit code. What `heard` raises cancels the run first."""
+    run.write(folder)
+    with Worker(folder, processes, on_cpu=run.device == "cpu") as worker:
+        done = False
+        try:
+            for event in worker.events():
+                heard(event)
+            done = True
+        finally:
+            if not done:
+                worker.cancel()
+        return worker.wait()
+
+
+def run_with_ladder(
+    run: RunFile,
+    folder: Path,
+    *,
+    encode: Callable[[RunConfig], None],
+    heard: Callable[[dict[str, Any] | None], None],
+    start: Callable[..., int] = run_once,
+    processes: int = 1,
+) -> RunConfig:
+    """Train; when memory runs out, give up the next thing and go on from the last step, three times at most.
+
+    `encode` fills the cache for a config before each start. Returns the config of the start that ended well;
+    raises TrainingError with the last words of the process otherwise.
+    """
+    spoken: list[str] = []
+
+    def listen(event: dict[str, Any] | None) -> None:
+        if event is not None and event["event"] in ("error", "out_of_memory"):
+            spoken.append(event.get("message", ""))
+        heard(event)
+
+    config = laddered(run.config, folder)
+    for attempt in range(MAX_RESTARTS + 1):
+        encode(config)
+        code = start(dataclasses.replace(run, config=config), folder, listen, processes)
+        if code == 0:
+            return config
+        rung = next_rung(config) if code == EXIT_OUT_OF_MEMORY and attempt < MAX_RESTARTS else None
+        if rung is None:
+            words = spoken[-1] if spoken else f"the training process ended with code {code}"
+            raise TrainingError(f"{words}\n\nEnd of {folder / LOG}:\n{log_tail(folder)}")
+        config, gave_up = rung
+        remember_rung(folder, config, gave_up)
+        heard({"event": "ladder", "step": 0, "restart": attempt + 1, "message": f"out of memory: {gave_up}"})
+    raise AssertionError("the loop returns or raises")
+
+
+def remember_rung(folder: Path, config: RunConfig, gave_up: str) -> None:
+    """Keep what was given up, so that a continued run starts there."""
+    path = folder / LADDER
+    rungs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rungs.append({"gave_up": gave_up, "changes": ladder_settings(config)})
+    write_json(path, rungs)
+
+
+def ladder_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that the ladder may change."""
+    return {
+        "gradient_checkpointing": config.memory.gradient_checkpointing,
+        "offload_activations": config.memory.offload_activations,
+        "stream_base": config.memory.stream_base,
+        "reference_resolution": config.reference_resolution,
+        "resolutions": [stage.resolution for stage in config.stages],
+    }
+
+
+def laddered(config: RunConfig, folder: Path) -> RunConfig:
+    """The user's config with what this run had to give up before."""
+    path = folder / LADDER
+    if not path.is_file():
+        return config
+    last = json.loads(path.read_text(encoding="utf-8"))[-1]["changes"]
+    if len(last["resolutions"]) != len(config.stages):
+        return config
+    switches = ("gradient_checkpointing", "offload_activations", "stream_base")
+    return dataclasses.replace(
+        config,
+        memory=dataclasses.replace(config.memory, **{name: last[name] for name in switches}),
+        reference_resolution=last["reference_resolution"],
+        stages=tuple(
+            dataclasses.replace(stage, resolution=resolution)
+            for stage, resolution in zip(config.stages, last["resolutions"], strict=True)
+        ),
+    )

@@ -1,0 +1,149 @@
+"""What a run will need in memory, told before it starts, and what to give up when it was not enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import MemoryConfig, RunConfig
+from .session import Session
+
+BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.56}
+ACTIVATION_BYTES = 2
+LIVE_BLOCK_FACTOR = 36
+"""Values per token and channel alive inside one block while its gradient is computed; an estimate."""
+SMALLEST_RESOLUTION = 256
+SHRINK = 0.75
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """Size of a network: weights, trained weights, blocks and channels per token."""
+
+    parameters: int
+    trainable: int
+    blocks: int
+    width: int
+
+
+def header_shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape of the tensors of a safetensors file, without reading them."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def optimizer_bytes_per_weight(name: str) -> float:
+    """fp32 weight, gradient and the optimizer's moments."""
+    return {"adamw": 16.0, "adamw8bit": 10.0, "prodigy": 24.0}[name]
+
+
+def planned_bytes(config: RunConfig, size: Footprint, tokens: int) -> dict[str, float]:
+    """What lies where, in bytes, for `tokens` tokens (text, target and references) per sample."""
+    memory = config.memory
+    batch = max(stage.batch_size for stage in config.stages)
+    frozen = (size.parameters - size.trainable) if config.adapter is None else size.parameters
+    kept = tokens * batch * size.width * ACTIVATION_BYTES * size.blocks
+    live = tokens * batch * size.width * ACTIVATION_BYTES * LIVE_BLOCK_FACTOR
+    held = kept if memory.gradient_checkpointing else live * size.blocks
+    base = frozen * BYTES_PER_WEIGHT[memory.precision]
+    trained = size.trainable * (optimizer_bytes_per_weight(config.optimizer.name))
+    if config.optimizer.ema_decay:
+        trained += 4.0 * size.trainable
+    return {
+        "base on the device": 0.0 if memory.stream_base else base,
+        "base in host memory": base if memory.stream_base else 0.0,
+        "trained weights and optimizer": trained,
+        "kept activations on the device": 0.0 if memory.offload_activations else held,
+        "kept activations in host memory": held if memory.offload_activations else 0.0,
+        "working space": live,
+    }
+
+
+def plan_text(config: RunConfig, size: Footprint, tokens: int) -> str:
+    """The plan as lines of text, an estimate and said to be one."""
+    parts = planned_bytes(config, size, tokens)
+    lines = [f"  {name}: {value / 2**30:.2f} GiB" for name, value in parts.items() if value]
+    device = sum(value for name, value in parts.items() if "host memory" not in name)
+    host = sum(value for name, value in parts.items() if "host memory" in name)
+    return "\n".join(
+        [
+            f"memory plan (estimate) for {tokens} tokens, base in {config.memory.precision}:",
+            *lines,
+            f"  together: {device / 2**30:.2f} GiB on the device, {host / 2**30:.2f} GiB in host memory",
+        ]
+    )
+
+
+def session_footprint(session: Session) -> Footprint:
+    """Sizes of a loaded network."""
+    network = session.network
+    blocks = [m for m in network.modules() if isinstance(m, session.family.block_classes(network))]
+    trainable = sum(parameter.numel() for parameter in session.trainable.values())
+    total = sum(parameter.numel() for parameter in network.parameters())
+    width = max((p.shape[-1] for block in blocks for p in block.parameters() if p.ndim == 1), default=0)
+    narrow = min((p.shape[-1] for block in blocks for p in block.parameters() if p.ndim == 2), default=width)
+    is_adapter = session.config.adapter is not None
+    return Footprint(
+        parameters=total - trainable if is_adapter else total,
+        trainable=trainable,
+        blocks=len(blocks),
+        width=narrow,
+    )
+
+
+def measured_plan(session: Session, tokens: int) -> str:
+    """The plan for a loaded network."""
+    return plan_text(session.config, session_footprint(session), tokens)
+
+
+def largest_sample_tokens(shapes: list[list[list[int]]], text_tokens: int, patch: int = 2) -> int:
+    """Tokens of the largest sample: its pictures' latents (C, H, W) in patches, and the text."""
+    counts = [sum(h * w // patch**2 for _, h, w in sample) for sample in shapes]
+    return max(counts, default=0) + text_tokens
+
+
+def smaller(resolution: int) -> int:
+    """The next smaller resolution, a multiple of 64 where it is large enough."""
+    step = 64 if resolution >= 128 else 16
+    return max(step, int(resolution * SHRINK) // step * step)
+
+
+def next_rung(config: RunConfig) -> tuple[RunConfig, str] | None:
+    """The run with one more thing given up and what that is; None when nothing is left.
+
+    Order: recompute, activations to host memory, base to host memory, smaller references, smaller targets.
+    """
+    memory = config.memory
+    for name, words in (
+        ("gradient_checkpointing", "activations are recomputed"),
+        ("offload_activations", "kept activations move to host memory"),
+        ("stream_base", "the base moves to host memory and is streamed"),
+    ):
+        if not getattr(memory, name) and not (name == "stream_base" and unstreamable(config)):
+            return dataclasses.replace(config, memory=dataclasses.replace(memory, **{name: True})), words
+    references = config.reference_resolution or max(stage.resolution for stage in config.stages)
+    if smaller(references) >= SMALLEST_RESOLUTION and config.reference_resolution != smaller(references):
+        chosen = smaller(references)
+        return dataclasses.replace(config, reference_resolution=chosen), f"references shrink to {chosen} px"
+    sizes = [smaller(stage.resolution) for stage in config.stages]
+    if min(sizes) < SMALLEST_RESOLUTION:
+        return None
+    stages = tuple(
+        dataclasses.replace(stage, resolution=size) for stage, size in zip(config.stages, sizes, strict=True)
+    )
+    return dataclasses.replace(config, stages=stages), f"targets shrink to {', '.join(map(str, sizes))} px"
+
+
+def unstreamable(config: RunConfig) -> bool:
+    """Whether the base cannot be streamed: it is trained itself, or held by bitsandbytes."""
+    return config.adapter is None or config.memory.precision == "nf4"
+
+
+def memory_of(config: RunConfig, **changes: bool | str) -> MemoryConfig:
+    """The run's memory settings with some changed."""
+    return dataclasses.replace(config.memory, **changes)

@@ -1,0 +1,81 @@
+"""Optimizers by name, the learning-rate factor of a step, and their state as tensors and numbers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from .config import OptimizerConfig
+
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+
+
+def optional_package(name: str, wanted_for: str) -> Any:
+    """An installed optional package; ImportError says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{wanted_for} needs the package {name}, which does not load here ({error}). "
+            f"Install it into ComfyUI's Python with `python -m pip install {name}`, or choose adamw."
+        ) from error
+
+
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """The configured optimizer over fp32 parameters; ImportError when its package is missing."""
+    betas = (config.beta1, config.beta2)
+    options: dict[str, Any] = {"lr": learning_rate, "betas": betas, "weight_decay": config.weight_decay}
+    if config.name == "adamw8bit":
+        bitsandbytes = optional_package(PACKAGES[config.name], "the 8-bit AdamW optimizer")
+        return bitsandbytes.optim.AdamW8bit(parameters, eps=config.epsilon, **options)
+    if config.name == "prodigy":
+        prodigy = optional_package(PACKAGES[config.name], "the Prodigy optimizer")
+        return prodigy.Prodigy(
+            parameters, eps=config.epsilon, use_bias_correction=True, safeguard_warmup=True, **options
+        )
+    return torch.optim.AdamW(parameters, eps=config.epsilon, **options)
+
+
+@lru_cache(maxsize=8)
+def learning_rate_factor(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """Step of the stage -> factor on its learning rate, by diffusers' schedules; depends on nothing else."""
+    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(
+        config.schedule, unused, num_warmup_steps=config.warmup_steps, num_training_steps=steps
+    )
+    return schedule.lr_lambdas[0]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, JSON values) that `restore_optimizer` takes."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    return tensors, {"groups": state["param_groups"], "plain": plain}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], data: dict[str, Any]
+) -> None:
+    """Put back what `optimizer_state` gave."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in data["plain"].items()}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    groups = [{**group, "betas": tuple(group["betas"])} for group in data["groups"]]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

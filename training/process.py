@@ -1,0 +1,127 @@
+"""The training process: reads a run folder, trains, and says what happens as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .encode import read_manifest
+from .families import load_family
+from .memory import largest_sample_tokens, measured_plan
+from .metrics import MetricsFile, finite_numbers
+from .run_file import CANCEL, HEARTBEAT, RunFile, read_run_file, run_lock
+from .session import Session
+from .team import Team
+from .trainer import DivergedError, RunFolder, Trainer
+
+log = logging.getLogger("dreamomni")
+
+TEXT_TOKENS = 512
+EXIT_OUT_OF_MEMORY = 75
+EXIT_REFUSED = 65
+EXIT_DIVERGED = 66
+HEARTBEAT_LIMIT = 60.0
+USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
+
+
+def chosen_device(name: str, rank: int) -> torch.device:
+    """The device of this process; ValueError when the run asks for CUDA and there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "this run wants a CUDA device and PyTorch finds none; check the driver with nvidia-smi, or "
+                "choose a preset that runs on the CPU (only sensible for tiny networks)"
+            )
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device(name)
+
+
+class Talk:
+    """Events to the diary on disk and, line by line, to whoever started the process."""
+
+    def __init__(self, folder: Path, leads: bool) -> None:
+        self._file = MetricsFile(folder) if leads else None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Send one event with the time of day."""
+        if self._file is not None:
+            timed = {**event, "time": round(time.time(), 3)}
+            self._file.append(timed)
+            sys.stdout.write(json.dumps(finite_numbers(timed)) + "\n")
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Close the diary."""
+        if self._file is not None:
+            self._file.close()
+
+
+def cancel_watch(folder: Path, watch_parent: bool) -> Callable[[], bool]:
+    """A function that tells whether to stop: cancel file, SIGTERM, or a parent that is gone."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    heartbeat = folder / HEARTBEAT
+
+    def cancelled() -> bool:
+        if asked or (folder / CANCEL).exists():
+            return True
+        if not watch_parent:
+            return False
+        try:
+            return time.time() - heartbeat.stat().st_mtime > HEARTBEAT_LIMIT
+        except FileNotFoundError:
+            return True
+
+    return cancelled
+
+
+def train(folder: Path, run: RunFile, team: Team, talk: Talk) -> int:
+    """Load the network and train; the exit code."""
+    device = chosen_device(run.device, team.rank)
+    session = Session(run.config, load_family(run.config.family), device)
+    place = RunFolder(folder=folder, cache=Path(run.cache))
+    shapes = [entry.shapes for entry in read_manifest(place.manifest(run.config.stages[-1].resolution))]
+    plan = measured_plan(session, largest_sample_tokens(shapes, TEXT_TOKENS))
+    talk({"event": "plan", "step": 0, "text": plan})
+    trainer = Trainer(session, place, team, talk, cancel_watch(folder, run.watch_parent), run.base_hashes)
+    try:
+        trainer.run()
+    except torch.OutOfMemoryError as error:
+        talk({"event": "out_of_memory", "step": session.step, "message": str(error)[:500]})
+        return EXIT_OUT_OF_MEMORY
+    except DivergedError as error:
+        talk({"event": "error", "step": session.step, "message": str(error)})
+        return EXIT_DIVERGED
+    return 0
+
+
+def main(folder: Path) -> int:
+    """Train the run in `folder`; 0 when it finished, was cancelled or stopped early."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    run = read_run_file(folder)
+    team = Team.joined(cpu=run.device == "cpu")
+    lock = None
+    talk = Talk(folder, team.leads)
+    try:
+        lock = run_lock(folder) if team.leads else None
+        return train(folder, run, team, talk)
+    except USER_ERRORS as error:
+        log.exception("training stopped")
+        talk({"event": "error", "step": 0, "message": str(error)})
+        return EXIT_REFUSED
+    finally:
+        talk.close()
+        if lock is not None:
+            lock.release()

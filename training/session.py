@@ -1,0 +1,118 @@
+"""A run's live parts: network, trainable weights, optimizer, moving average; and their saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from .adapters import inject_lora, lora_parameters
+from .checkpoint import RunState
+from .config import RunConfig, StageConfig
+from .config_json import to_json
+from .families.base import Family
+from .monitor import BestValue, LossMonitor
+from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
+from .recompute import recompute_blocks
+
+
+class Session:
+    """Everything that changes while a run goes on; `step` counts finished optimizer steps."""
+
+    def __init__(self, config: RunConfig, family: Family, device: torch.device) -> None:
+        self.config, self.family, self.device = config, family, device
+        self.network = family.load_network(config, device)
+        self.trainable = make_trainable(self.network, config, family)
+        if config.memory.gradient_checkpointing:
+            offload = config.memory.offload_activations
+            recompute_blocks(self.network, family.block_classes(self.network), offload)
+        first = config.stages[0]
+        self.optimizer = make_optimizer(config.optimizer, self.trainable.values(), first.learning_rate)
+        self.ema = (
+            EMAModel(self.trainable.values(), decay=config.optimizer.ema_decay)
+            if config.optimizer.ema_decay
+            else None
+        )
+        self.monitor, self.best, self.step = LossMonitor(), BestValue(), 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 arithmetic unless the run is fp32 throughout."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.memory.precision != "fp32"
+        )
+
+    def set_learning_rate(self, stage: StageConfig, step_of_stage: int) -> float:
+        """Put the rate of a step into the optimizer and return it."""
+        factor = learning_rate_factor(self.config.optimizer, stage.steps)
+        rate = stage.learning_rate * factor(step_of_stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    @contextmanager
+    def saved_weights(self) -> Generator[dict[str, Tensor]]:
+        """Inside the block the network has the weights that are saved: the moving average if there is one."""
+        parameters = list(self.trainable.values())
+        if self.ema is not None:
+            self.ema.store(parameters)
+            self.ema.copy_to(parameters)
+        try:
+            yield {name: parameter.detach() for name, parameter in self.trainable.items()}
+        finally:
+            if self.ema is not None:
+                self.ema.restore(parameters)
+
+    def state(self, dataset: str) -> RunState:
+        """What a checkpoint holds; `dataset` is the fingerprint of the samples."""
+        tensors = {f"weight.{name}": parameter.detach().clone() for name, parameter in self.trainable.items()}
+        moments, data = optimizer_state(self.optimizer)
+        ema_step = 0
+        if self.ema is not None:
+            ema_step = self.ema.optimization_step
+            tensors |= {f"ema.{i}": shadow.clone() for i, shadow in enumerate(self.ema.shadow_params)}
+        facts = {
+            "config": to_json(self.config),
+            "dataset": dataset,
+            "optimizer": data,
+            "ema_step": ema_step,
+            "monitor": self.monitor.state(),
+            "best": [self.best.value, self.best.step, self.best.worse_in_a_row],
+        }
+        return RunState(step=self.step, tensors=tensors | moments, data=facts)
+
+    def restore(self, state: RunState) -> None:
+        """Continue from a saved state; ValueError when its weights are not this network's."""
+        saved = {
+            name.removeprefix("weight."): t for name, t in state.tensors.items() if name.startswith("weight.")
+        }
+        if saved.keys() != self.trainable.keys():
+            odd = sorted(saved.keys() ^ self.trainable.keys())[:3]
+            raise ValueError(f"the checkpoint belongs to another network, for example {', '.join(odd)}")
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(saved[name])
+        restore_optimizer(self.optimizer, state.tensors, state.data["optimizer"])
+        if self.ema is not None:
+            self.ema.optimization_step = state.data["ema_step"]
+            for index, shadow in enumerate(self.ema.shadow_params):
+                shadow.data.copy_(state.tensors[f"ema.{index}"])
+        self.monitor = LossMonitor.restored(state.data["monitor"])
+        self.best = BestValue(*state.data["best"])
+        self.step = state.step
+
+
+def make_trainable(network: nn.Module, config: RunConfig, family: Family) -> dict[str, nn.Parameter]:
+    """Name -> parameter of what the run trains: a fresh LoRA, or the family's own choice of weights."""
+    if config.adapter is not None:
+        inject_lora(network, config.adapter, family.adapter_targets(config), config.seed)
+        return lora_parameters(network)
+    network.requires_grad_(False)
+    chosen = dict(family.trainable_parameters(network, config))
+    for parameter in chosen.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return chosen

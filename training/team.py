@@ -1,0 +1,64 @@
+"""The processes of a run: one alone, or several started by `accelerate launch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """`rank` of `size` processes; the one of rank 0 writes files and talks."""
+
+    accelerator: Accelerator | None = None
+
+    @classmethod
+    def joined(cls, cpu: bool) -> Team:
+        """The processes accelerate's environment describes; a process on its own gets a team of one."""
+        accelerator = Accelerator(cpu=cpu)
+        return cls(accelerator if accelerator.num_processes > 1 else None)
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+        return self.accelerator.process_index if self.accelerator else 0
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.accelerator.num_processes if self.accelerator else 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """This process's part of a list, the same for every call with an equally long list."""
+        return list(items)[self.rank :: self.size]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(value, "sum") if self.accelerator else value
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up every gradient over all processes; a missing one counts as zero."""
+        if self.accelerator is None:
+            return
+        for parameter in parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.sum(gradient)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set in any process."""
+        return bool(self.sum(torch.tensor(float(flag), device=device)).item() > 0)

@@ -1,0 +1,254 @@
+"""The run itself: steps, validation, sample pictures, checkpoints, stopping early, rewinding, cancelling."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cache import TensorCache, content_key
+from .checkpoint import load_newest, save_checkpoint
+from .config import RunConfig
+from .config_json import changed_settings, from_json
+from .encode import SampleEntry, read_manifest
+from .export import export
+from .files import write_tensors
+from .samples import SampleStore, split_held_out
+from .session import Session
+from .step import StepRunner
+from .team import Team
+from .validation import held_out_loss, sample_latents
+
+log = logging.getLogger("dreamomni")
+
+CHECKPOINTS, EXPORTS, SAMPLES = "checkpoints", "exports", "samples"
+Emit = Callable[[dict[str, Any]], None]
+
+
+class DivergedError(RuntimeError):
+    """The loss ran away; the weights are back at the last checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """Where the parts of a run lie."""
+
+    folder: Path
+    cache: Path
+
+    def manifest(self, resolution: int) -> Path:
+        """List of encoded samples at a resolution."""
+        return self.folder / f"samples-{resolution}.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resume states."""
+        return self.folder / CHECKPOINTS
+
+
+def dataset_fingerprint(entries: list[SampleEntry]) -> str:
+    """Hash of what the samples are made of."""
+    return content_key(*(f"{e.id}{e.target}{e.references}{sorted(e.prompts.items())}" for e in entries))
+
+
+class Trainer:
+    """Takes a session from its step to the end of its stages."""
+
+    def __init__(
+        self,
+        session: Session,
+        place: RunFolder,
+        team: Team,
+        emit: Emit,
+        cancelled: Callable[[], bool],
+        base_hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.session, self.place, self.team = session, place, team
+        self.emit = emit if team.leads else (lambda event: None)
+        self.cancelled, self.base_hashes = cancelled, dict(base_hashes or {})
+        self.fingerprint = ""
+        self._opened: tuple[int, SampleStore, StepRunner, list[int]] | None = None
+
+    def run(self) -> str:
+        """Train to the end; `finished`, `cancelled` or `stopped` (patience ran out).
+
+        Raises DivergedError (rewound) and torch.OutOfMemoryError (a checkpoint is written).
+        """
+        session, config = self.session, self.session.config
+        self.resume()
+        self.emit({"event": "started", "step": session.step, "total": config.total_steps})
+        if session.step == 0:
+            self.open_stage()
+            self.preview()
+        try:
+            outcome = self.loop()
+        except torch.OutOfMemoryError:
+            session.optimizer.zero_grad(set_to_none=True)
+            self.save()
+            raise
+        finally:
+            self.close()
+        self.save()
+        self.emit({"event": outcome, "step": session.step, "best_step": session.best.step})
+        return outcome
+
+    def loop(self) -> str:
+        """Steps until the end, a cancel or the end of patience."""
+        session, config = self.session, self.session.config
+        while session.step < config.total_steps:
+            if self.team.any(self.cancelled(), session.device):
+                return "cancelled"
+            self.one_step()
+            if session.step % config.validation.every == 0 and self.validate():
+                return "stopped"
+            if config.output.sample_every and session.step % config.output.sample_every == 0:
+                self.save()  # before sampling, so that a crash there loses nothing
+                self.preview()
+            elif session.step % config.output.checkpoint_every == 0 and not session.monitor.is_suspect:
+                self.save()
+        return "finished"
+
+    def open_stage(self) -> tuple[SampleStore, StepRunner, list[int], int]:
+        """(store, runner, held-out indices, step of the stage) for the session's step."""
+        session, config = self.session, self.session.config
+        index, stage = config.stage_at(session.step)
+        before = sum(earlier.steps for earlier in config.stages[:index])
+        if self._opened is None or self._opened[0] != index:
+            self.close()
+            entries = read_manifest(self.place.manifest(stage.resolution))
+            training, held_out = split_held_out(entries, config.validation)
+            store = SampleStore(entries, TensorCache(self.place.cache))
+            runner = StepRunner(session, store, training, index, self.team)
+            self.fingerprint = dataset_fingerprint(entries)
+            self._opened = (index, store, runner, held_out)
+            self.emit(
+                {
+                    "event": "stage",
+                    "step": session.step,
+                    "stage": index,
+                    "resolution": stage.resolution,
+                    "samples": len(training),
+                    "held_out": len(held_out),
+                }
+            )
+        return *self._opened[1:], session.step - before
+
+    def close(self) -> None:
+        """Stop reading samples."""
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+    def one_step(self) -> None:
+        """One optimizer step and its line in the diary; rewinds and raises when the loss ran away."""
+        session = self.session
+        _, runner, _, step_of_stage = self.open_stage()
+        began = time.perf_counter()
+        loss, norm, rate, finite = runner.run(session.step, step_of_stage)
+        session.step += 1
+        event = {
+            "event": "step",
+            "step": session.step,
+            "loss": loss,
+            "smoothed": session.monitor.value,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "seconds": time.perf_counter() - began,
+            "peak_bytes": torch.cuda.max_memory_allocated() if session.device.type == "cuda" else 0,
+        }
+        self.emit(event if finite else {**event, "event": "skipped"})
+        reason = session.monitor.diverged()
+        if reason is not None:
+            self.rewind(reason)
+
+    def rewind(self, reason: str) -> None:
+        """Go back to the last checkpoint and raise DivergedError with what to do."""
+        at = self.session.step
+        state, _ = load_newest(self.place.checkpoints)
+        if state is not None:
+            self.session.restore(state)
+        else:
+            self.session.step = 0
+        self.emit({"event": "rewound", "step": self.session.step, "from": at, "reason": reason})
+        raise DivergedError(
+            f"training diverged at step {at}: {reason}. The weights are back at step {self.session.step}; "
+            "queue it again with resume and a lower learning rate (a half or a tenth)."
+        )
+
+    def validate(self) -> bool:
+        """Measure the held-out loss and keep the best weights; True when patience has run out."""
+        session = self.session
+        store, _, held_out, _ = self.open_stage()
+        if not held_out:
+            return False
+        loss = held_out_loss(session, store, held_out, self.team)
+        best = session.best.add(loss, session.step)
+        self.emit({"event": "validation", "step": session.step, "loss": loss, "best": best})
+        if best and self.team.leads:
+            self.export("best")
+        return session.best.exhausted(session.config.validation.patience)
+
+    def preview(self) -> None:
+        """Draw sample pictures; a failure is reported and never ends the run."""
+        session = self.session
+        store, runner, held_out, _ = self.open_stage()
+        chosen = (held_out or runner.indices)[: session.config.output.sample_count]
+        if not chosen or not self.team.leads:
+            return
+        try:
+            for number, latents in enumerate(sample_latents(session, store, chosen)):
+                path = self.place.folder / SAMPLES / f"step-{session.step:09d}-{number}.safetensors"
+                write_tensors(path, latents, {"id": store.entries[chosen[number]].id})
+        except (RuntimeError, ValueError, OSError) as error:
+            self.emit({"event": "sample_failed", "step": session.step, "message": str(error)[:500]})
+            return
+        self.emit({"event": "samples", "step": session.step, "count": len(chosen)})
+
+    def save(self) -> None:
+        """Write a checkpoint and the current weights; a full disk is reported and the run goes on."""
+        if self.team.leads:
+            state = self.session.state(self.fingerprint)
+            try:
+                path = save_checkpoint(self.place.checkpoints, state, self.session.best.step)
+                self.emit({"event": "saved", "step": self.session.step, "folder": path.name})
+            except OSError as error:
+                self.emit({"event": "save_failed", "step": self.session.step, "message": str(error)})
+            self.export("last")
+        self.team.wait()
+
+    def export(self, name: str) -> None:
+        """Write the weights in the form others load."""
+        try:
+            files = export(self.session, self.place.folder / EXPORTS, name, self.base_hashes)
+        except OSError as error:
+            self.emit({"event": "save_failed", "step": self.session.step, "message": str(error)})
+            return
+        self.emit(
+            {"event": "exported", "step": self.session.step, "name": name, "files": [str(f) for f in files]}
+        )
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint, if there is one."""
+        state, messages = load_newest(self.place.checkpoints)
+        for message in messages:
+            self.emit({"event": "note", "step": state.step if state else 0, "message": message})
+        if state is None:
+            return
+        require_resumable(from_json(RunConfig, state.data["config"]), self.session.config)
+        self.session.restore(state)
+
+
+def require_resumable(old: RunConfig, new: RunConfig) -> list[str]:
+    """The harmless changes between two configs; ValueError lists the others and the way out."""
+    harmless, refused = changed_settings(old, new)
+    if refused:
+        raise ValueError(
+            f"run {new.name!r} was started with other settings: {'; '.join(refused)}. "
+            "Put them back to continue it, or give a new run name to start afresh."
+        )
+    return harmless
