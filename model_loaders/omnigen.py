@@ -10,10 +10,12 @@ from torch import Tensor
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.utils
 
+from ..dit.omnigen.prefix_cache import CacheSettings
 from .omnigen_files import find_files, read_config, read_weights
-from .omnigen_model import OmniGenModelConfig
+from .omnigen_model import CACHE_KEY, CACHE_OPTION, OmniGenModelConfig
 from .omnigen_processor import OmniGenProcessor, load_processor
 
 WEIGHT_DTYPES = {
@@ -47,12 +49,37 @@ def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.
     return storage, compute
 
 
-def load_omnigen(folder: Path, weight_dtype: str) -> tuple[Any, OmniGenProcessor]:
+def follow_runs(patcher: Any) -> None:
+    """Let the prefix cache know when a run starts, and free it whenever ComfyUI unloads the model.
+
+    A detach that keeps the weights where they are only makes way for a clone of the same model.
+    """
+    cache = patcher.model.diffusion_model.prefix_cache
+    events = comfy.patcher_extension.CallbacksMP
+    patcher.add_callback_with_key(events.ON_PRE_RUN, CACHE_KEY, lambda *_: cache.start_run())
+
+    def detached(patcher: Any, unpatch_all: bool = True) -> None:
+        if unpatch_all:
+            cache.clear()
+
+    patcher.add_callback_with_key(events.ON_DETACH, CACHE_KEY, detached)
+
+
+def set_prefix_cache(patcher: Any, settings: CacheSettings) -> None:
+    """Keep the prefix this way in runs of this MODEL and its clones."""
+    patcher.model_options.setdefault("transformer_options", {})[CACHE_OPTION] = settings
+
+
+def load_omnigen(
+    folder: Path, weight_dtype: str, cache: CacheSettings | None = None
+) -> tuple[Any, OmniGenProcessor]:
     """(ModelPatcher, processor) of an OmniGen folder; raises on missing files and on another model's."""
     files = find_files(folder)
     config = read_config(files.config)
     processor = load_processor(files.tokenizer, config)
-    return load_patcher(folder, weight_dtype), processor
+    patcher = load_patcher(folder, weight_dtype)
+    set_prefix_cache(patcher, cache or CacheSettings())
+    return patcher, processor
 
 
 def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False) -> Any:
@@ -73,5 +100,6 @@ def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False)
     # Newer hosts ask for both; on the pinned one they do not exist.
     is_dynamic = getattr(patcher, "is_dynamic", None)
     model.load_model_weights(weights, "", **({"assign": is_dynamic()} if callable(is_dynamic) else {}))
+    follow_runs(patcher)
     vars(patcher)["cached_patcher_init"] = (load_patcher, (folder, weight_dtype))
     return patcher

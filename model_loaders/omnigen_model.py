@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +20,18 @@ import comfy.supported_models_base
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..dit.omnigen.blocks import Attention
+from ..dit.omnigen.cached import CacheUse, cached_velocity
 from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
+from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
+
+log = logging.getLogger("dreamomni")
+
+CACHE_OPTION = "dreamomni_prefix_cache"
+CACHE_KEY = "dreamomni_prefix_cache"
+DEVICE_SHARE, RAM_SHARE = 0.6, 0.4
+"""Parts of the free memory the cache may take; the rest is the evaluation's and other programs'."""
 
 
 class PrefixCondition(comfy.conds.CONDRegular):
@@ -64,6 +75,14 @@ def host_attention(transformer_options: dict[str, Any]) -> Attention:
     return attend
 
 
+def placement(size: int, device: torch.device) -> torch.device | None:
+    """Where `size` bytes fit: the device itself, RAM, or nowhere."""
+    if size < DEVICE_SHARE * comfy.model_management.get_free_memory(device):
+        return device
+    ram = torch.device("cpu")
+    return ram if size < RAM_SHARE * comfy.model_management.get_free_memory(ram) else None
+
+
 class HostNetwork(OmniGenNetwork):
     """The network with the call ComfyUI makes; a DIFFUSION_MODEL wrapper sees every evaluation."""
 
@@ -77,6 +96,9 @@ class HostNetwork(OmniGenNetwork):
     ) -> None:
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         self.dtype = dtype
+        self.prefix_cache = PrefixCache()
+        self.weights_key: Callable[[], Callable[[], Hashable | None] | None] = lambda: None
+        """Set by the BaseModel: its method that names the present weights, or None."""
 
     def forward(
         self,
@@ -111,16 +133,45 @@ class HostNetwork(OmniGenNetwork):
         if control is not None:
             raise ValueError("OmniGen has no ControlNets: give it the control picture as a reference instead")
         attention = host_attention(transformer_options)
+        use = self.cache_use(transformer_options, x.device)
         if len(prefixes) == 1:
-            return self.velocity(x, timestep, prefixes[0], attention)
+            return self.evaluate(x, timestep, prefixes[0], use, attention)
         # Pictures edited one by one: each item of the batch has its own references.
         items = [
-            self.velocity(
-                x[item : item + 1], timestep[item : item + 1], prefixes[item % len(prefixes)], attention
-            )
+            self.evaluate(x[item][None], timestep[item][None], prefixes[item % len(prefixes)], use, attention)
             for item in range(len(x))
         ]
         return torch.cat(items)
+
+    def evaluate(
+        self, latent: Tensor, sigma: Tensor, prefix: Prefix, use: CacheUse | None, attention: Attention
+    ) -> Tensor:
+        """Velocity through the prefix cache where it applies, through the plain pass where not."""
+        if use is None:
+            return self.velocity(latent, sigma, prefix, attention)
+        try:
+            return cached_velocity(self, latent, sigma, prefix, use, attention)
+        except comfy.model_management.OOM_EXCEPTION:
+            log.warning("No memory for OmniGen's prefix cache; this step runs without it.")
+            self.prefix_cache.clear()
+        return self.velocity(latent, sigma, prefix, attention)
+
+    def cache_use(self, transformer_options: dict[str, Any], device: torch.device) -> CacheUse | None:
+        """How this evaluation may use the cache; None when the weights may change behind its back."""
+        settings = transformer_options.get(CACHE_OPTION, CacheSettings())
+        method = self.weights_key()
+        weights = method() if method is not None else None
+        if weights is None or not settings.enabled:
+            return None
+        override = transformer_options.get("optimized_attention_override")
+        sigmas = transformer_options.get("sample_sigmas")
+        return CacheUse(
+            cache=self.prefix_cache,
+            settings=settings,
+            weights=(weights, override),
+            schedule=lambda: [] if sigmas is None else sigmas.tolist(),
+            placement=lambda size: placement(size, device),
+        )
 
 
 class OmniGenModel(comfy.model_base.BaseModel):
@@ -132,6 +183,18 @@ class OmniGenModel(comfy.model_base.BaseModel):
         flow = comfy.model_base.ModelType.FLOW
         super().__init__(model_config, flow, device=device, unet_model=HostNetwork)
         self.memory_usage_factor_conds = ("prefixes",)
+        # Weak, or the host would see a model that never dies.
+        self.diffusion_model.weights_key = weakref.WeakMethod(self.weights_key)
+
+    def weights_key(self) -> Hashable | None:
+        """Changes with every LoRA or strength; None under hooks, which change weights while sampling."""
+        patcher = self.current_patcher
+        if patcher is None or getattr(patcher, "current_hooks", None) is not None:
+            return None
+        replaced = any(name.startswith("diffusion_model") for name in patcher.object_patches)
+        if replaced or any(getattr(patcher, "injections", {}).values()):
+            return None
+        return patcher.patches_uuid
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
         """sigma itself, also under a sampling patch that multiplies it by 1000."""
@@ -159,12 +222,15 @@ class OmniGenModel(comfy.model_base.BaseModel):
     def memory_required(
         self, input_shape: Sequence[int], cond_shapes: dict[str, list] | None = None, **kwargs: Any
     ) -> float:
-        """Bytes one evaluation needs beside the weights, references counted."""
+        """Bytes one evaluation needs beside the weights, references and their cache counted."""
         patch = self.diffusion_model.config.patch_size
         target = input_shape[0] * math.prod(side // patch + 1 for side in input_shape[-2:])
-        prefix = max((shape[-1] for shape in (cond_shapes or {}).get("prefixes", [])), default=0)
+        lengths = [shape[-1] for shape in (cond_shapes or {}).get("prefixes", [])]
         dtype = self.manual_cast_dtype or self.get_dtype()
-        return (target + prefix * input_shape[0]) * activation_bytes(self.diffusion_model.config, dtype)
+        config = self.diffusion_model.config
+        kept = sum(lengths) * bytes_per_token(config, comfy.model_management.dtype_size(dtype), False)
+        rows = target + max(lengths, default=0) * input_shape[0]
+        return rows * activation_bytes(config, dtype) + min(kept, CacheSettings().max_bytes)
 
 
 def activation_bytes(config: OmniGenConfig, dtype: torch.dtype) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..dit.omnigen.prefix_cache import GIGABYTE, CacheSettings
 from ..dit.omnigen.prompt import NEGATIVE_PROMPT
 from ..dit.references import ReferenceSet
 from ..model_loaders.omnigen import WEIGHT_DTYPES, load_omnigen
@@ -16,6 +17,8 @@ from .schema import node_input, node_schema
 from .types import CATEGORY, Processor, References
 
 register_folders()
+
+CACHE_MODES = ("on", "8 bit", "off")
 
 
 class LoadOmniGen(io.ComfyNode):
@@ -45,6 +48,7 @@ class LoadOmniGen(io.ComfyNode):
                     tooltip="How the weights are kept. default follows the file and the card; fp8 halves the "
                     "memory. fp16 is not offered: OmniGen overflows in it.",
                 ),
+                *cache_inputs(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="OmniGen, for KSampler or guiders."),
@@ -55,9 +59,22 @@ class LoadOmniGen(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        model_name: str,
+        weight_dtype: str,
+        prefix_cache: str = "on",
+        cache_limit_gb: float = 8.0,
+    ) -> io.NodeOutput:
         """MODEL and processor of the folder."""
-        return io.NodeOutput(*load_omnigen(model_folder("omnigen", model_name), weight_dtype))
+        if prefix_cache not in CACHE_MODES:
+            raise ValueError(f"prefix_cache {prefix_cache!r}: allowed are {', '.join(CACHE_MODES)}")
+        cache = CacheSettings(
+            enabled=prefix_cache != "off",
+            eight_bit=prefix_cache == "8 bit",
+            max_bytes=int(cache_limit_gb * GIGABYTE),
+        )
+        return io.NodeOutput(*load_omnigen(model_folder("omnigen", model_name), weight_dtype, cache))
 
 
 class OmniGenEncode(io.ComfyNode):
@@ -144,6 +161,35 @@ class OmniGenEncode(io.ComfyNode):
         )
         made = encode_request(processor, vae, request, references)
         return io.NodeOutput(made.positive, made.negative, made.image_only, {"samples": made.latent})
+
+
+def cache_inputs() -> list[io.Input]:
+    """The loader's optional inputs: what is kept of words and pictures between steps."""
+    return [
+        node_input(
+            io.Combo,
+            "prefix_cache",
+            options=list(CACHE_MODES),
+            default=CACHE_MODES[0],
+            optional=True,
+            advanced=True,
+            tooltip="Words and pictures run once instead of every step; the result is the same. 8 bit halves "
+            "the memory it takes and rounds a little.",
+        ),
+        node_input(
+            io.Float,
+            "cache_limit_gb",
+            default=8.0,
+            min=0.0,
+            max=256.0,
+            step=0.5,
+            round=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="The cache never takes more. Without room on the card it waits in RAM; past the limit "
+            "the steps run without it.",
+        ),
+    ]
 
 
 def size_inputs() -> list[io.Input]:

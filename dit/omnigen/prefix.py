@@ -33,8 +33,8 @@ class Prefix:
 
     tokens: TokenSequence
     reference_latents: tuple[Tensor, ...]
-    fingerprints: tuple[str, ...]
-    """One content hash for each reference."""
+    elements: tuple[int | str, ...]
+    """For each token its id or its picture's hash; equal beginnings have equal keys and values."""
 
     @property
     def length(self) -> int:
@@ -43,16 +43,8 @@ class Prefix:
 
     def to(self, device: torch.device) -> Prefix:
         """The same prefix with its latents on `device`."""
-        return Prefix(
-            self.tokens, tuple(part.to(device) for part in self.reference_latents), self.fingerprints
-        )
-
-    def elements(self) -> tuple[int | str, ...]:
-        """For each token its id or its picture's hash; equal beginnings have equal keys and values."""
-        entries: list[int | str] = list(self.tokens.token_ids)
-        for slot in self.tokens.slots:
-            entries[slot.start : slot.stop] = [self.fingerprints[slot.image]] * (slot.stop - slot.start)
-        return tuple(entries)
+        latents = tuple(latent.to(device) for latent in self.reference_latents)
+        return Prefix(self.tokens, latents, self.elements)
 
 
 def fingerprint(latent: Tensor) -> str:
@@ -79,9 +71,11 @@ def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor], patc
                 f"reference {slot.image + 1} has {count} tokens, its place in the prompt "
                 f"{slot.stop - slot.start}: encode it again at its present size"
             )
-    return Prefix(
-        tokens, tuple(reference_latents), tuple(fingerprint(latent) for latent in reference_latents)
-    )
+    elements: list[int | str] = list(tokens.token_ids)
+    for slot in tokens.slots:
+        picture = fingerprint(reference_latents[slot.image])
+        elements[slot.start : slot.stop] = [picture] * (slot.stop - slot.start)
+    return Prefix(tokens, tuple(reference_latents), tuple(elements))
 
 
 def sequence_from_tensor(ids: Tensor, sizes: Sequence[tuple[int, int]]) -> TokenSequence:

@@ -1,0 +1,210 @@
+"""Keys and values of prefixes, kept between evaluations: bounded, counted, in full precision or 8 bit.
+
+A prefix sees neither time nor target (layout.py), so what is kept is exact for every step, seed and size.
+L prefix tokens, K key heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .config import OmniGenConfig
+from .layout import Slot
+
+GIGABYTE = 1024**3
+SIGMA_STEPS = 1_000_000
+"""Sigmas closer than a millionth share a time token; float32 schedules differ by less between solvers."""
+MAX_TIMES = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheSettings:
+    """How the prefix is kept; travels with a MODEL."""
+
+    enabled: bool = True
+    eight_bit: bool = False
+    """int8 with one scale for each token and head: half of bf16's memory."""
+    max_bytes: int = 8 * GIGABYTE
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise ValueError(f"the cache limit must be 0 or more bytes, got {self.max_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor (1, K, rows, D) as it is or as int8 with a scale for each row."""
+
+    numbers: Tensor
+    scale: Tensor | None = None
+
+    def copy_to(self, target: Tensor, rows: int) -> None:
+        """Write the first `rows` rows into target (B, K, rows, D), the same for every item of the batch."""
+        numbers = self.numbers[:, :, :rows]
+        if self.scale is None:
+            target.copy_(numbers, non_blocking=True)
+            return
+        scale = self.scale[:, :, :rows].to(target.device, non_blocking=True)
+        target.copy_(numbers.to(target.device, non_blocking=True) * scale)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return self.numbers.nbytes + (self.scale.nbytes if self.scale is not None else 0)
+
+
+def store(rows: Tensor, eight_bit: bool, device: torch.device) -> Stored:
+    """Keep (1, K, rows, D) on `device`; pinned when it waits in RAM for a CUDA card."""
+    scale = None
+    if eight_bit:
+        scale = rows.float().abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+        rows, scale = (rows.float() / scale).round().to(torch.int8), keep(scale, device)
+    return Stored(keep(rows, device), scale)
+
+
+def keep(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device` that shares no memory with the layer's own tensor."""
+    if tensor.device == device:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    pinned = tensor.is_cuda and device.type == "cpu"
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+    return copy.copy_(tensor)
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """The layers' keys and values of one prefix, from row `shared` on; the rows before are its parent's."""
+
+    elements: tuple[int | str, ...]
+    slots: tuple[Slot, ...]
+    context: Hashable
+    parent: Entry | None
+    shared: int
+    device: torch.device
+    layers: list[tuple[Stored, Stored]] = field(default_factory=list)
+    times: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Keys and values (layers, K, D) of the time token of each sigma met so far."""
+    used_in_run: int = 0
+
+    def spans(self, stop: int) -> Iterator[tuple[Entry, int, int]]:
+        """(owner, first row, last row) that together hold the rows 0..stop."""
+        if self.parent is not None:
+            yield from self.parent.spans(min(stop, self.shared))
+        if stop > self.shared:
+            yield self, self.shared, stop
+
+    def copy_to(self, layer: int, keys: Tensor, values: Tensor, stop: int) -> None:
+        """Write the rows 0..stop of one layer into buffers (B, K, at least stop, D)."""
+        for owner, first, last in self.spans(stop):
+            key, value = owner.layers[layer]
+            key.copy_to(keys[:, :, first:last], last - first)
+            value.copy_to(values[:, :, first:last], last - first)
+
+    def add_time(self, sigma_key: int, keys: Tensor, values: Tensor) -> None:
+        """Remember a time token; the oldest is forgotten when there are too many."""
+        while len(self.times) >= MAX_TIMES:
+            self.times.pop(next(iter(self.times)))
+        self.times[sigma_key] = (keys.clone(), values.clone())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its own rows and time tokens."""
+        rows = sum(key.num_bytes + value.num_bytes for key, value in self.layers)
+        return rows + sum(keys.nbytes + values.nbytes for keys, values in self.times.values())
+
+
+def sigma_key(sigma: float) -> int:
+    """The number under which a sigma's time token is kept."""
+    return round(sigma * SIGMA_STEPS)
+
+
+def shared_rows(mine: tuple[int | str, ...], theirs: tuple[int | str, ...], slots: tuple[Slot, ...]) -> int:
+    """Rows in common, cut before a picture that only begins alike; 0 without one whole picture."""
+    pairs = zip(mine, theirs, strict=False)
+    count = next((row for row, (one, other) in enumerate(pairs) if one != other), min(len(mine), len(theirs)))
+    for slot in slots:
+        if slot.start < count < slot.stop:
+            count = slot.start
+    return count if any(slot.stop <= count for slot in slots) else 0
+
+
+def bytes_per_token(config: OmniGenConfig, item_size: int, eight_bit: bool) -> int:
+    """Memory of one prefix token over all layers."""
+    size = config.head_dim + 4 if eight_bit else config.head_dim * item_size
+    return 2 * config.num_layers * config.num_kv_heads * size
+
+
+class PrefixCache:
+    """Entries by content and context; what was longest unused goes first when room is short."""
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[tuple[Hashable, Hashable], Entry] = OrderedDict()
+        self.run = 0
+        self.prefills = 0
+        """Prefix passes made so far, for reports and tests."""
+
+    def start_run(self) -> None:
+        """A new sampling run begins; only entries of earlier runs may be dropped for its own."""
+        self.run += 1
+
+    def clear(self) -> None:
+        """Free everything."""
+        self.entries.clear()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all entries, and of dropped ones whose rows others still share."""
+        alive: set[Entry] = set()
+        for entry in self.entries.values():
+            current: Entry | None = entry
+            while current is not None:
+                alive.add(current)
+                current = current.parent
+        return sum(entry.num_bytes for entry in alive)
+
+    def find(self, elements: tuple[int | str, ...], context: Hashable) -> Entry | None:
+        """The entry of exactly this prefix in this context (weights, dtype, device, stretch, precision)."""
+        entry = self.entries.get((elements, context))
+        if entry is not None:
+            self.entries.move_to_end((elements, context))
+            entry.used_in_run = self.run
+        return entry
+
+    def best_parent(
+        self, elements: tuple[int | str, ...], slots: tuple[Slot, ...], context: Hashable
+    ) -> tuple[Entry | None, int]:
+        """The entry that shares the most leading rows, and how many; a shared part ends in no picture."""
+        best, count = None, 0
+        for entry in self.entries.values():
+            if entry.context != context:
+                continue
+            rows = min(
+                shared_rows(elements, entry.elements, slots),
+                shared_rows(elements, entry.elements, entry.slots),
+            )
+            if rows > count:
+                best, count = entry, rows
+        return best, count
+
+    def make_room(self, needed: int, limit: int) -> bool:
+        """Drop entries of earlier runs until `needed` bytes fit under `limit`; False if they never do."""
+        for key in [key for key, entry in self.entries.items() if entry.used_in_run < self.run]:
+            if self.num_bytes + needed <= limit:
+                break
+            del self.entries[key]
+        return self.num_bytes + needed <= limit
+
+    def add(self, entry: Entry) -> None:
+        """Keep a finished entry."""
+        entry.used_in_run = self.run
+        self.prefills += 1
+        self.entries[(entry.elements, entry.context)] = entry
+
+
+Placement = Callable[[int], torch.device | None]
+"""Where that many bytes can be kept: a device, or None for nowhere."""
