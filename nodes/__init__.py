@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import kontext, lora, omnigen, references, sampling, vlm
+from . import dreamomni, kontext, lora, omnigen, references, sampling, vlm
 
 NODES: list[type[io.ComfyNode]] = [
+    *dreamomni.NODES,
     *kontext.NODES,
     *lora.NODES,
     *omnigen.NODES,

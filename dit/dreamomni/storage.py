@@ -1,0 +1,203 @@
+"""A DreamOmni model folder: dit.safetensors, config.json, vlm/ and vae/. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import DreamOmniConfig
+from .network import DreamOmniNetwork
+from .vae import SmallVAE, SmallVAEConfig
+
+FORMAT = "dreamomni-1"
+WEIGHTS, CONFIG = "dit.safetensors", "config.json"
+VAE_WEIGHTS = "vae.safetensors"
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+LISTED = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderIndex:
+    """What config.json says: the network, and where VLM and VAE are.
+
+    `vlm` and `vae` name a part of this folder or, if there is none of that name, a model in models/vlm and a
+    file in models/vae, so that large parts need not be stored twice.
+    """
+
+    network: DreamOmniConfig
+    vlm: str = "vlm"
+    vae: str = "vae"
+
+    def __post_init__(self) -> None:
+        for key, name in (("vlm", self.vlm), ("vae", self.vae)):
+            path = PurePosixPath(name.replace("\\", "/"))
+            if not name or path.is_absolute() or ":" in name or not set(path.parts).isdisjoint({"..", "."}):
+                raise ValueError(
+                    f"config.json names {name!r} as {key!r}; a plain name below the folder is needed"
+                )
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, force it to disk, put it in place; no trace is left on error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_dreamomni(
+    folder: Path,
+    index: FolderIndex,
+    weights: Mapping[str, Tensor],
+    *,
+    vae: SmallVAE | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write a model folder; the files written. `metadata` (the recipe) goes into dit.safetensors.
+
+    config.json is written last, so that a folder with one is complete. Raises ValueError unless the weights
+    are those of the network, OSError when the disk is full (what was there before then still is).
+    """
+    check_weights({name: tuple(part.shape) for name, part in weights.items()}, index.network, "the weights")
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {**(metadata or {}), "format": "pt", "dreamomni.config": index.network.to_json()}
+    stored = {name: part.detach().cpu().contiguous() for name, part in weights.items()}
+    written = [folder / WEIGHTS]
+    write_whole(written[0], lambda path: save_file(stored, path, facts))
+    if vae is not None:
+        written += save_vae(folder / index.vae, vae)
+    written.append(folder / CONFIG)
+    text = {
+        "format": FORMAT,
+        "network": json.loads(index.network.to_json()),
+        "vlm": index.vlm,
+        "vae": index.vae,
+    }
+    write_whole(written[-1], lambda path: _write_text(path, json.dumps(text, indent=2)))
+    return written
+
+
+def save_vae(folder: Path, vae: SmallVAE) -> list[Path]:
+    """Write a small VAE's folder; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: part.detach().cpu().contiguous() for name, part in vae.state_dict().items()}
+    config = json.dumps(asdict(vae.config), indent=2)
+    write_whole(folder / VAE_WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
+    write_whole(folder / CONFIG, lambda path: _write_text(path, config))
+    return [folder / VAE_WEIGHTS, folder / CONFIG]
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing. A DreamOmni folder holds {CONFIG}, {WEIGHTS}, vlm/ and vae/; "
+            "train one with 'Train DreamOmni' or copy all of its files."
+        )
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as err:
+        raise ValueError(f"{path} is not readable JSON ({err}); copy it again") from err
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, a JSON object is needed")
+    return values
+
+
+def read_index(folder: Path) -> FolderIndex:
+    """config.json of a model folder."""
+    values = read_json(folder / CONFIG)
+    if values.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / CONFIG} has the format {values.get('format')!r}, a DreamOmni folder of this pack has "
+            f"{FORMAT!r}. Folders of other models belong in models/omnigen or models/vlm."
+        )
+    network = DreamOmniConfig.from_mapping(values.get("network", {}))
+    return FolderIndex(network=network, vlm=values.get("vlm", "vlm"), vae=values.get("vae", "vae"))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file without ComfyUI's prefix; raises if it is missing or cut."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the whole model folder")
+    try:
+        with safe_open(path, "pt", "cpu") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as err:
+        raise ValueError(
+            f"{path} cannot be read ({err}); it was cut short or is no safetensors file"
+        ) from err
+    for prefix in PREFIXES:
+        if weights and all(name.startswith(prefix) for name in weights):
+            return {name.removeprefix(prefix): part for name, part in weights.items()}
+    return weights
+
+
+def check_weights(shapes: Mapping[str, tuple[int, ...]], config: DreamOmniConfig, place: str) -> None:
+    """Raise ValueError, listing names, unless the tensors are exactly those of the network."""
+    module = DreamOmniNetwork(config, device="meta")
+    expected = {name: tuple(part.shape) for name, part in module.state_dict().items()}
+    faults = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
+        "of another shape": [
+            f"{name} {shapes[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
+        ],
+    }
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:LISTED])}{' ...' if len(names) > LISTED else ''}"
+        for what, names in faults.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(
+            f"{place} does not hold the network its config describes ({'; '.join(lines)}). "
+            "Do config.json and the weights belong together, and is the file complete?"
+        )
+
+
+def load_network(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> DreamOmniNetwork:
+    """The network of a model folder as a plain trainable module."""
+    index = read_index(folder)
+    weights = read_weights(folder / WEIGHTS)
+    check_weights(
+        {name: tuple(part.shape) for name, part in weights.items()}, index.network, str(folder / WEIGHTS)
+    )
+    network = DreamOmniNetwork(index.network, dtype=dtype, device=device)
+    network.load_state_dict(weights)
+    return network
+
+
+def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> SmallVAE:
+    """The small VAE in `folder` (config.json and vae.safetensors)."""
+    vae = SmallVAE(SmallVAEConfig.from_mapping(read_json(folder / CONFIG)), dtype=dtype)
+    weights = read_weights(folder / VAE_WEIGHTS)
+    faults = vae.load_state_dict(weights, strict=False) if _shapes_fit(vae, weights) else None
+    if faults is None or faults.missing_keys or faults.unexpected_keys:
+        raise ValueError(f"{folder / VAE_WEIGHTS} does not hold the VAE that {folder / CONFIG} describes")
+    return vae
+
+
+def _shapes_fit(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    own = module.state_dict()
+    return all(name not in own or own[name].shape == part.shape for name, part in weights.items())

@@ -1,0 +1,103 @@
+"""A DreamOmni folder as ComfyUI MODEL, VLM and VAE."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+
+from ..dit.dreamomni.storage import WEIGHTS, FolderIndex, check_weights, read_index, read_weights
+from .dreamomni_model import DreamOmniModelConfig
+from .dreamomni_vae import open_vae
+from .paths import model_folder
+from .vlm import LoadedVLM, load_vlm
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+FP16_REASON = "fp16 was never tried with this network and is not offered; use bf16, or fp32 without bf16"
+
+
+def load_dreamomni(folder: Path, weight_dtype: str) -> tuple[Any, LoadedVLM, Any]:
+    """(ModelPatcher, VLM, VAE) of a model folder; raises on missing parts and on parts that do not fit."""
+    index = read_index(folder)
+    vlm = open_vlm(folder, index)
+    vae = open_vae(folder, index.vae, index.network.latent)
+    return load_patcher(folder, weight_dtype), vlm, vae
+
+
+def open_vlm(folder: Path, index: FolderIndex) -> LoadedVLM:
+    """The VLM inside the folder, or the one of that name in models/vlm; its width must be the network's."""
+    place = folder / index.vlm
+    if not place.is_dir():
+        try:
+            place = model_folder("vlm", index.vlm)
+        except FileNotFoundError as err:
+            raise FileNotFoundError(
+                f"{folder.name} has no folder {index.vlm!r} and models/vlm has none either. Put the Qwen2-VL "
+                f"the network was trained with into {folder / 'vlm'}, or write the name of a folder in "
+                'models/vlm as "vlm" in config.json.'
+            ) from err
+    vlm = load_vlm(place, "auto")
+    width = hidden_size(place)
+    if width != index.network.vlm_width:
+        raise ValueError(
+            f"the VLM in {place} has hidden states with {width} channels, this network was built for "
+            f"{index.network.vlm_width}: another VLM belongs to it"
+        )
+    return vlm
+
+
+def hidden_size(vlm_folder: Path) -> int | None:
+    """Channels of a VLM's hidden states, from its config.json in the old or the new layout."""
+    config = json.loads((vlm_folder / "config.json").read_text("utf-8"))
+    return config.get("text_config", {}).get("hidden_size", config.get("hidden_size"))
+
+
+def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.dtype, torch.dtype | None]:
+    """(storage dtype, compute dtype or None for the same) by ComfyUI's rules; raises on unknown names."""
+    if weight_dtype not in WEIGHT_DTYPES:
+        reason = FP16_REASON if weight_dtype == "fp16" else f"use one of {', '.join(WEIGHT_DTYPES)}"
+        raise ValueError(f"weight_dtype {weight_dtype!r}: {reason}")
+    supported = DreamOmniModelConfig.supported_inference_dtypes
+    storage = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    device = comfy.model_management.get_torch_device()
+    return storage, comfy.model_management.unet_manual_cast(storage, device, supported)
+
+
+def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """The ModelPatcher alone; newer hosts call it again to make one of another kind."""
+    index = read_index(folder)
+    weights = read_weights(folder / WEIGHTS)
+    shapes = {name: tuple(part.shape) for name, part in weights.items()}
+    check_weights(shapes, index.network, str(folder / WEIGHTS))
+    model_config = DreamOmniModelConfig(index.network)
+    model_config.set_inference_dtype(*chosen_dtypes(weights, weight_dtype))
+    offload = comfy.model_management.unet_offload_device()
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    model = model_config.get_model({}).to(offload)
+    patcher = patcher_class(
+        model, load_device=comfy.model_management.get_torch_device(), offload_device=offload
+    )
+    # Newer hosts ask for both; on the pinned one they do not exist.
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    model.load_model_weights(weights, "", **({"assign": is_dynamic()} if callable(is_dynamic) else {}))
+    vars(patcher)["cached_patcher_init"] = (load_patcher, (folder, weight_dtype))
+    return patcher

@@ -1,0 +1,71 @@
+"""The DreamOmni nodes: thin faces over what is tested elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_dreamomni import write_dreamomni
+
+pytestmark = pytest.mark.host
+
+
+def test_load_encode_and_sample_through_the_nodes(models_dir) -> None:
+    from pack.dit.references import ReferenceSet, Task
+    from pack.nodes.dreamomni import LoadDreamOmni
+    from pack.nodes.references import ReferenceConditioning
+    from pack.nodes.vlm import VLMEncode
+
+    import comfy.sample
+    import folder_paths
+
+    write_dreamomni(models_dir / "dreamomni" / "toy", Path(folder_paths.__file__).parent)
+    model, vlm, vae = LoadDreamOmni.execute("toy", "default").result
+    picture = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+    references = ReferenceSet(Task.EDIT, (picture,))
+    results = []
+    for prompt in ("remove the red ball", "make it blue"):
+        encoded = VLMEncode.execute(vlm, prompt, references).result[0]
+        positive, latent = ReferenceConditioning.execute(encoded, vae, references).result
+        noise = torch.randn(1, 48, 8, 12, generator=torch.Generator().manual_seed(1))
+        sampled = comfy.sample.sample(
+            model, noise, 2, 1.0, "euler", "simple", positive, positive, latent["samples"], disable_pbar=True
+        )
+        results.append(vae.decode(sampled))
+    assert results[0].shape == picture.shape
+    assert (results[0] - results[1]).abs().max() > 1e-4
+
+
+def test_only_folders_of_ours_can_be_chosen(models_dir) -> None:
+    from pack.nodes.dreamomni import LoadDreamOmni
+
+    with pytest.raises(FileNotFoundError, match=r"no model folder '\.\./vae'"):
+        LoadDreamOmni.execute("../vae", "default")
+    assert LoadDreamOmni.validate_inputs("int3").startswith("weight_dtype must be one of default")
+    assert LoadDreamOmni.validate_inputs("bf16") is True
+
+
+def test_drag_prompt_writes_the_published_example() -> None:
+    from pack.nodes.dreamomni import DragPrompt
+
+    points = "1162, 231\n1053, 305\n1177, 325\n1034, 213\n1127, 320\n1219, 352"
+    bubble = "the white speech bubble with a blue letter A and B"
+    text = DragPrompt.execute(1350, 776, "rotate", points, bubble, angle=-62.0).result[0]
+    assert text.startswith("(0.8607, 0.2977, 0.0000, 0.0000) (0.7800, 0.3930, 0.0912, 0.0734)")
+    assert text.endswith("(0.9030, 0.4536, 0.0567, -0.1476). Revolve " + bubble + ".")
+
+
+def test_masked_source_says_when_nothing_is_masked(caplog) -> None:
+    from pack.nodes.dreamomni import NOTHING_MASKED, MaskedSource
+
+    image = torch.full((1, 8, 8, 4), 0.5)
+    with caplog.at_level("INFO", logger="dreamomni"):
+        source, area = MaskedSource.execute(image, torch.zeros(1, 64, 64)).result
+    assert NOTHING_MASKED in caplog.text
+    assert source.shape == (1, 8, 8, 3)
+    assert area.abs().max() == 0
+    source, area = MaskedSource.execute(image, None, left=8).result
+    assert source.shape == (1, 8, 16, 3)
+    assert source[:, :, :8].abs().max() == 0
+    assert area.sum() == 64

@@ -1,0 +1,81 @@
+"""A tiny DreamOmni folder with random weights: network, small VLM, and pixel blocks, a small VAE or none.
+
+write_dreamomni(models / "dreamomni" / "toy", comfyui)      # all a workflow needs
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pack.dit.dreamomni.config import DreamOmniConfig, LatentSpec, tiny_preset
+from pack.dit.dreamomni.network import DreamOmniNetwork
+from pack.dit.dreamomni.storage import FolderIndex, save_dreamomni
+from pack.dit.dreamomni.vae import SmallVAE, SmallVAEConfig
+
+VLM_WIDTH = 64
+
+
+def toy_config(**changes) -> DreamOmniConfig:
+    """The tiny preset made smaller, for the stand-in VLM."""
+    small = {
+        "width": 32,
+        "heads": 2,
+        "groups": 1,
+        "vlm_width": VLM_WIDTH,
+        "conv_width": 16,
+        "time_width": 16,
+        "rope_axes": (4, 6, 6),
+    }
+    return replace(tiny_preset(), **{**small, **changes})
+
+
+def vae_latent() -> LatentSpec:
+    colours = tuple((0.1 * n, 0.2, -0.1 * n) for n in range(6))
+    return LatentSpec(
+        kind="small",
+        channels=6,
+        downscale=8,
+        scale=0.5,
+        shift=0.25,
+        rgb_factors=colours,
+        rgb_bias=(0.1, 0, 0),
+    )
+
+
+def small_vae() -> SmallVAE:
+    torch.manual_seed(4)
+    return SmallVAE(SmallVAEConfig(downscale=8, latent_channels=6, width=8, max_width=16))
+
+
+def random_weights(config: DreamOmniConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random everywhere, so that pictures, words and noise all change the result."""
+    network = DreamOmniNetwork(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            scale = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return dict(network.state_dict())
+
+
+def write_network(folder: Path, config: DreamOmniConfig | None = None, seed: int = 0, **index) -> Path:
+    """The folder without a VLM."""
+    config = config or toy_config()
+    vae = small_vae() if config.latent.kind == "small" else None
+    save_dreamomni(folder, FolderIndex(network=config, **index), random_weights(config, seed), vae=vae)
+    return folder
+
+
+def write_dreamomni(folder: Path, comfyui: Path, config: DreamOmniConfig | None = None) -> Path:
+    """The whole folder."""
+    stand_ins = str(Path(__file__).resolve().parents[1] / "e2e")
+    if stand_ins not in sys.path:
+        sys.path.append(stand_ins)
+    from standins.vlm import write_vlm
+
+    write_network(folder, config)
+    write_vlm(folder / "vlm", comfyui, "qwen2_vl")
+    return folder
