@@ -80,8 +80,10 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def folder(family: str) -> Path:
         if not (root / family).exists():
-            write = write_scripted_vlm if family == "scripted" else write_vlm
-            write(root / family, HOST, **({} if family == "scripted" else {"family": family}))
+            if family == "scripted":
+                write_scripted_vlm(root / family)
+            else:
+                write_vlm(root / family, family)
         return root / family
 
     return folder

@@ -125,25 +125,26 @@ def script_reply(
             block.mlp.down_proj.weight.zero_()
 
 
-def write_scripted_vlm(folder: Path, comfyui: Path, pieces: tuple[str, ...] = SCRIPT) -> Path:
+def write_scripted_vlm(folder: Path, pieces: tuple[str, ...] = SCRIPT) -> Path:
     """A tiny Qwen2.5-VL folder whose every reply is `pieces`."""
-    vocabulary = json.loads((tokenizer_folder(comfyui) / "vocab.json").read_text())
+    vocabulary = json.loads((tokenizer_folder() / "vocab.json").read_text())
     model = build_model("qwen2_5_vl")
     script_reply(model, vocabulary, pieces)
-    return write_vlm(folder, comfyui, model=model)
+    return write_vlm(folder, model=model)
 
 
-def tokenizer_folder(comfyui: Path) -> Path:
-    return comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+def tokenizer_folder() -> Path:
+    """Qwen's vocabulary inside ComfyUI."""
+    import comfy
+
+    return Path(next(iter(comfy.__path__))) / "text_encoders" / "qwen25_tokenizer"
 
 
-def write_vlm(
-    folder: Path, comfyui: Path, family: str = "qwen2_5_vl", model: torch.nn.Module | None = None
-) -> Path:
+def write_vlm(folder: Path, family: str = "qwen2_5_vl", model: torch.nn.Module | None = None) -> Path:
     """Write a tiny VLM of `family` to `folder` in the releases' layout, which transformers 4 and 5 read."""
     folder.mkdir(parents=True, exist_ok=True)
     (model or build_model(family)).save_pretrained(folder)
-    tokenizer = tokenizer_folder(comfyui)
+    tokenizer = tokenizer_folder()
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer / name, folder / name)
     settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
