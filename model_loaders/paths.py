@@ -42,8 +42,9 @@ def model_folder(key: str, name: str) -> Path:
     """The folder `name` below a root of `key`; raises on an unknown name or one that leaves the root."""
     roots = folder_paths.get_folder_paths(key)
     for root in roots:
-        base = Path(root).resolve()
-        candidate = (base / name).resolve()
+        # By name, not by resolved link: many users keep large models elsewhere and link them here.
+        base = Path(os.path.abspath(root))
+        candidate = Path(os.path.abspath(base / name))
         if name and candidate != base and candidate.is_relative_to(base) and candidate.is_dir():
             return candidate
     raise FileNotFoundError(

@@ -1,0 +1,34 @@
+"""Folders of models: names offered, links followed, names that leave the root refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_and_a_linked_folder_are_offered_and_found(models_dir: Path, tmp_path: Path) -> None:
+    from pack.model_loaders.paths import model_folder, model_folder_names
+
+    make(models_dir / "vlm" / "here")
+    (models_dir / "vlm" / "linked").symlink_to(make(tmp_path / "elsewhere"))
+    assert model_folder_names("vlm") == ["here", "linked"]
+    assert (model_folder("vlm", "here") / "config.json").is_file()
+    assert (model_folder("vlm", "linked") / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["../loras", "/etc", "", ".", "here/../../loras", "gone"])
+def test_a_name_that_leaves_the_root_is_unknown(models_dir: Path, name: str) -> None:
+    from pack.model_loaders.paths import model_folder
+
+    make(models_dir / "vlm" / "here")
+    with pytest.raises(FileNotFoundError, match=r"no model folder .* found: here"):
+        model_folder("vlm", name)
