@@ -94,6 +94,7 @@ def test_a_latent_of_odd_size_is_padded_and_cropped(weights: dict[str, Tensor], 
 
 def test_eight_euler_steps_equal_diffusers_scheduler(weights: dict[str, Tensor], network: Any) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
+    from pack.nodes.sampling import Schedule, Solver
 
     import comfy.samplers
 
@@ -108,11 +109,14 @@ def test_eight_euler_steps_equal_diffusers_scheduler(weights: dict[str, Tensor],
         velocity = diffusers_velocity(network, expected, float(timestep) / 1000, *text_of(cond), inputs)
         expected = scheduler.step(velocity, timestep, expected, return_dict=False)[0]
 
+    # An empty latent is zero inside the model; only a latent that is not all zero is shifted on the way in.
+    zero = torch.zeros_like(noise)
+    (ours,) = Schedule.execute(model, {"samples": zero}, 8, "flux-dynamic", 1.0, 1.0).args
+    torch.testing.assert_close(ours, sigmas, atol=1e-6, rtol=1e-5)
     guider = comfy.samplers.CFGGuider(encoded(model))
     guider.set_conds(cond, cond)
     guider.set_cfg(1.0)
-    with torch.inference_mode():
-        # Sampling starts from noise alone; an empty latent is zero after the model's own shift.
-        zero = model.model.process_latent_out(torch.zeros_like(noise))
-        got = guider.sample(noise, zero, comfy.samplers.sampler_object("euler"), sigmas, seed=0)
-    assert relative_error(model.model.process_latent_in(got), expected) < 1e-4
+    for sampler in (Solver.execute("euler").args[0], comfy.samplers.sampler_object("euler")):
+        with torch.inference_mode():
+            got = guider.sample(noise, zero, sampler, ours, seed=0)
+        assert relative_error(model.model.process_latent_in(got), expected) < 1e-4
