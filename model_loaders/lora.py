@@ -21,6 +21,7 @@ from torch import Tensor
 import comfy.lora
 import comfy.lora_convert
 
+from .omnigen_lora import omnigen_places
 from .weight_files import read_weights, weight_paths
 
 FOLDER = "loras"
@@ -75,12 +76,12 @@ def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora
     Raises ValueError if the file belongs to another model, FileNotFoundError if there is none.
     """
     weights = lora_weights(name)
-    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    places = comfy.lora.model_lora_keys_unet(model.model, {}) | omnigen_places(model.model)
     if not any(in_model(key, places) for key in weights):
         raise ValueError(
             f"the LoRA {name} is for another model: none of its {len(weights)} keys "
             f"(such as {next(iter(weights), 'none')}) is in this MODEL, which is {describe(model)}. "
-            "Choose a LoRA made for FLUX.1 Kontext."
+            "Choose a LoRA made for this model."
         )
     patches = comfy.lora.load_lora(weights, places, log_missing=False)
     check_sizes(name, model, patches)

@@ -13,8 +13,9 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.utils
 
+from ..dit.omnigen.config import OmniGenConfig
+from ..dit.omnigen.folder import OmniGenFiles, find_files, network_weights, read_config
 from ..dit.omnigen.prefix_cache import CacheSettings
-from .omnigen_files import find_files, read_config, read_weights
 from .omnigen_model import CACHE_KEY, CACHE_OPTION, OmniGenModelConfig
 from .omnigen_processor import OmniGenProcessor, load_processor
 
@@ -29,6 +30,14 @@ NO_FP16 = (
     "OmniGen cannot run in fp16: its activations overflow and the picture turns black (the authors say so "
     "too). Use bf16, or fp32 on cards without bf16; fp8 weights are fine, they are computed in one of these."
 )
+
+
+def read_weights(files: OmniGenFiles, config: OmniGenConfig) -> dict[str, Tensor]:
+    """The network's tensors, mapped from disk; raises on any other set of tensors."""
+    weights: dict[str, Tensor] = {}
+    for path in files.weights:
+        weights.update(comfy.utils.load_torch_file(str(path), safe_load=True))
+    return network_weights(weights, config)
 
 
 def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.dtype, torch.dtype | None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.prefix import TokenSequence
-from ..dit.omnigen.prompt import tokenize_prompt
+from ..dit.omnigen.prompt import tagged_prompt, tokenize_prompt
 
 NEEDED_WORDS = ("<|user|>", "<|end|>", "<|assistant|>")
 START = "<s>"
@@ -52,8 +52,11 @@ class OmniGenProcessor:
         return tokens
 
     def training_entry(self, prompt: str, image_sizes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """What the training cache keeps of a prompt: `ids` (L,) int64 with -k in the slots of picture k."""
-        return {"ids": self.tokenize(prompt, image_sizes).as_tensor()[0]}
+        """What the training cache keeps of a prompt: `ids` (L,) int64 with -k in the slots of picture k.
+
+        Unlike in `tokenize`, pictures the prompt does not name get their tags in front.
+        """
+        return {"ids": self.tokenize(tagged_prompt(prompt, len(image_sizes)), image_sizes).as_tensor()[0]}
 
 
 def load_processor(tokenizer_file: Path, config: OmniGenConfig) -> OmniGenProcessor:

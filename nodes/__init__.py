@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import dreamomni, kontext, lora, omnigen, references, sampling, vlm
+from . import dreamomni, kontext, lora, omnigen, omnigen_model, references, sampling, vlm
 
 NODES: list[type[io.ComfyNode]] = [
     *dreamomni.NODES,
     *kontext.NODES,
     *lora.NODES,
     *omnigen.NODES,
+    *omnigen_model.NODES,
     *references.NODES,
     *sampling.NODES,
     *vlm.NODES,

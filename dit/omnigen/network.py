@@ -122,15 +122,46 @@ class OmniGenNetwork(nn.Module):
         return hidden
 
     def velocity(
-        self, latent: Tensor, sigma: Tensor, prefix: Prefix, attention: Attention = torch_attention
+        self,
+        latent: Tensor,
+        sigma: Tensor,
+        prefix: Prefix | Sequence[Prefix],
+        attention: Attention = torch_attention,
     ) -> Tensor:
-        """Velocity noise - data (B, C, H, W) of latents at noise share sigma (B), all under one prefix."""
+        """Velocity noise - data (B, C, H, W) of latents at noise share sigma (B).
+
+        All under one prefix, or each under its own; those of equal layout run together.
+        """
+        if not isinstance(prefix, Prefix):
+            return self.velocity_each(latent, sigma, prefix, attention)
+        return self.velocity_together(latent, sigma, [prefix], attention)
+
+    def velocity_each(
+        self, latent: Tensor, sigma: Tensor, prefixes: Sequence[Prefix], attention: Attention
+    ) -> Tensor:
+        """One prefix for each item of the batch."""
+        first = prefixes[0].tokens
+        layouts = {(prefix.length, prefix.tokens.slots) for prefix in prefixes}
+        if layouts == {(len(first.token_ids), first.slots)}:
+            return self.velocity_together(latent, sigma, prefixes, attention)
+        items = [
+            self.velocity_together(latent[item][None], sigma[item][None], [prefix], attention)
+            for item, prefix in enumerate(prefixes)
+        ]
+        return torch.cat(items)
+
+    def velocity_together(
+        self, latent: Tensor, sigma: Tensor, prefixes: Sequence[Prefix], attention: Attention
+    ) -> Tensor:
+        """One pass over prefixes of equal layout, one for all items or one for each."""
         latent, size = pad_to_patch(latent, self.config.patch_size)
         grid = (latent.shape[-2] // self.config.patch_size, latent.shape[-1] // self.config.patch_size)
         count = grid[0] * grid[1]
+        words = [self.embed_prefix(prefix, latent.dtype, latent.device) for prefix in prefixes]
+        prefix = prefixes[0]
         hidden = torch.cat(
             (
-                self.embed_prefix(prefix, latent.dtype, latent.device).expand(latent.shape[0], -1, -1),
+                torch.cat(words).expand(latent.shape[0], -1, -1),
                 self.embed_time(sigma, latent.dtype)[:, None],
                 self.embed_picture(latent, self.x_embedder),
             ),

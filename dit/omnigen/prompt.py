@@ -44,6 +44,20 @@ def tag_mentions(prompt: str) -> str:
     return MENTION.sub(lambda match: tag(int(match[1])), prompt)
 
 
+def tagged_prompt(prompt: str, num_images: int) -> str:
+    """A training caption made to fit its pictures: mentions become tags, missing tags go in front.
+
+    Without pictures the tags go; a dropped caption with pictures is the image-only prompt.
+    """
+    if num_images == 0:
+        return PICTURE.sub("", prompt).strip()
+    if prompt == UNCONDITIONAL_PROMPT:
+        return image_only_prompt(num_images)
+    prompt = tag_mentions(prompt)
+    missing = [tag(number) for number in range(1, num_images + 1) if tag(number) not in prompt]
+    return " ".join([*missing, prompt.strip()])
+
+
 def few_shot_prompt(prompt: str, num_images: int) -> str:
     """Pictures as example pairs (input, output, ..., input), the task's words in front if any."""
     if num_images < 3 or num_images % 2 == 0:

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import comfy.utils
-
-from ..dit.omnigen.config import OmniGenConfig, config_from_json
-from ..dit.omnigen.embed import grid_positions
-from ..dit.omnigen.network import OmniGenNetwork
-from ..dit.omnigen.state_dict import is_diffusers, to_official
+from .config import OmniGenConfig, config_from_json
+from .embed import grid_positions
+from .network import OmniGenNetwork
+from .state_dict import is_diffusers, to_official
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TABLE = "pos_embed"
@@ -87,11 +85,8 @@ def read_config(path: Path) -> OmniGenConfig:
     return config_from_json(fields)
 
 
-def read_weights(files: OmniGenFiles, config: OmniGenConfig) -> dict[str, Tensor]:
-    """All tensors under the official names, without the position table; raises on any other set."""
-    weights: dict[str, Tensor] = {}
-    for path in files.weights:
-        weights.update(comfy.utils.load_torch_file(str(path), safe_load=True))
+def network_weights(weights: dict[str, Tensor], config: OmniGenConfig) -> dict[str, Tensor]:
+    """A file's tensors as the network names them, without the position table; raises on any other set."""
     weights = unscaled({name.removeprefix("model.diffusion_model."): part for name, part in weights.items()})
     if is_diffusers(weights):
         weights = to_official(weights)

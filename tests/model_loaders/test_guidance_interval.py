@@ -1,0 +1,99 @@
+"""Guidance limited to an interval: fewer passes, and exactly the guided or the positive prediction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_omnigen import tiny_config, write_official
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    from pack.model_loaders.omnigen import load_omnigen
+
+    return load_omnigen(write_official(tmp_path_factory.mktemp("omnigen"), tiny_config()), "fp32")
+
+
+def branches(processor):
+    return [[[processor.tokenize(text, []).as_tensor(), {}]] for text in ("a cat", "ugly", "a thing")]
+
+
+def dual(model, conds, sigmas, noise):
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    import comfy.samplers
+
+    guider = DualCFGGuider.execute(model, conds[0], conds[2], conds[1], 2.5, 1.6, "regular").args[0]
+    with torch.inference_mode():
+        return guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            disable_pbar=True,
+        )
+
+
+def plain(model, conds, sigmas, noise, scale=2.5):
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conds[0], conds[1])
+    guider.set_cfg(scale)
+    with torch.inference_mode():
+        return guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            disable_pbar=True,
+        )
+
+
+def counted(model):
+    import comfy.patcher_extension
+
+    calls = []
+
+    def count(executor, *args, **kwargs):
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "count", count)
+    return clone, calls
+
+
+def test_passes_and_result_inside_and_outside(loaded):
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model, processor = loaded
+    conds, noise = branches(processor), torch.randn(1, 4, 4, 4)
+    one_step = torch.tensor([0.5, 0.0])
+    for run, passes in ((dual, 3), (plain, 2)):
+        inside, calls = counted(GuidanceInterval.execute(model, 0.6, 0.2).args[0])
+        torch.testing.assert_close(run(inside, conds, one_step, noise), run(model, conds, one_step, noise))
+        assert len(calls) == passes
+        outside, calls = counted(GuidanceInterval.execute(model, 0.4, 0.2).args[0])
+        positive = plain(model, conds, one_step, noise, scale=1.0)
+        torch.testing.assert_close(run(outside, conds, one_step, noise), positive, atol=1e-5, rtol=1e-5)
+        assert len(calls) == 1
+
+
+def test_the_fast_preset_stays_within_40_passes(loaded):
+    """16 evaluations with guidance down to sigma 0.25, as the help page offers it."""
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model, processor = loaded
+    fast, calls = counted(GuidanceInterval.execute(model, 1.0, 0.25).args[0])
+    dual(fast, branches(processor), torch.linspace(1, 0, 17), torch.randn(1, 4, 4, 4))
+    assert len(calls) == 12 * 3 + 4 == 40
+
+
+def test_an_empty_interval(loaded):
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    with pytest.raises(ValueError, match=r"from sigma 0\.2 down to 0\.5 is empty"):
+        GuidanceInterval.execute(loaded[0], 0.2, 0.5)
