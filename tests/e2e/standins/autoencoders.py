@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_taesd(path: Path, channels: int) -> None:
@@ -13,11 +17,24 @@ def write_taesd(path: Path, channels: int) -> None:
     from comfy.taesd.taesd import TAESD
 
     generator = torch.Generator().manual_seed(1)
-    weights = {}
-    for name, value in TAESD(latent_channels=channels).state_dict().items():
-        fan_in = value[0].numel() if value.ndim == 4 else 1
-        noise = torch.randn(value.shape, generator=generator)
-        weights[name] = noise * (2 / fan_in) ** 0.5 if value.ndim == 4 else noise * 0.1
-    weights |= {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    network = TAESD(latent_channels=channels)
+    with torch.no_grad():
+        for weight in network.parameters():
+            fan_in = weight[0].numel() if weight.ndim == 4 else 100
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / fan_in) ** 0.5)
+        network.vae_scale.fill_(1.0)
+        network.vae_shift.fill_(0.0)
+        normalise(network.taesd_encoder, torch.rand(1, 3, 64, 64, generator=generator), mean=0.0, std=1.0)
+        latent = torch.randn(1, channels, 8, 8, generator=generator)
+        normalise(network.taesd_decoder, latent, mean=0.5, std=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, str(path))
+    save_file(dict(network.state_dict()), str(path))
+
+
+def normalise(network: torch.nn.Sequential, example: torch.Tensor, mean: float, std: float) -> None:
+    """Scale the last layer so that the output is neither flat nor cut off."""
+    last = network[-1]
+    last.bias.zero_()
+    found = network(example)
+    last.weight.mul_(std / found.std())
+    last.bias.fill_(mean - float(network(example).mean()))
