@@ -33,13 +33,16 @@ class LiveServer:
         self.url = server.url
         self.object_info = self.client.object_info()
         self.stand_ins = stand_ins()
+        self.prepared = ""
 
     def prompt(self, name: str) -> Prompt:
         """The prompt of a shipped workflow, on its stand-ins, which are written on the way."""
         stand_in = self.stand_ins.get(name)
         assert stand_in is not None, f"workflows/{name}.json needs a StandIn in tests/e2e/standins"
         workflow = read_workflow(name)
-        stand_in.prepare(self.server.base, workflow)
+        if self.prepared != name:
+            stand_in.prepare(self.server.base, workflow)
+            self.prepared = name
         return adapt(workflow_to_prompt(workflow, self.object_info), stand_in.rules())
 
     def run_anew(self, prompt: Prompt, workflow: dict[str, Any] | None = None) -> dict[str, Any]:

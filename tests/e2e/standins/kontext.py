@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from host_models import TINY, write_kontext
+from host_models import TINY, diffusers_kontext, kontext_weights, write_kontext
+from lora_files import add_random_lora, write_fused
 
 from . import StandIn
 from .autoencoders import write_taesd
@@ -14,8 +15,14 @@ MODEL = "flux1-dev-kontext_fp8_scaled.safetensors"
 
 
 def write_kontext_models(models: Path) -> None:
-    """A tiny Kontext and a random small VAE of Flux's shape, under the names of the real files."""
-    write_kontext(models / "diffusion_models" / MODEL)
+    """A tiny Kontext, its two LoRAs and a random small VAE of Flux's shape, named as the real files."""
+    weights = kontext_weights()
+    write_kontext(models / "diffusion_models" / MODEL, weights)
+    for seed, task in enumerate(("edit", "generate")):
+        network = diffusers_kontext(weights)
+        add_random_lora(network, seed)
+        (models / "loras").mkdir(parents=True, exist_ok=True)
+        write_fused(models / "loras" / f"dreamomni2_{task}.safetensors", network, kohya=True)
     write_taesd(models / "vae" / "ae.safetensors", channels=16)
 
 
