@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from .textures import TEXTURES
 
 Canvas = NDArray[np.uint8]
 Coverage = NDArray[np.float32]
+
+GRADIENT_STEPS = 1024
+KEPT_CUTOUTS = 10
+"""Drawn objects that are kept: those of one sample."""
 
 TONES: dict[str, tuple[Colour, float]] = {"dark": ((18, 18, 22), 0.6), "light": ((255, 255, 255), 0.82)}
 """Shades of an object's details: what its colour is mixed with, and how much of it."""
@@ -76,10 +81,14 @@ class Renderer:
     def __init__(self, size: tuple[int, int], library: Library) -> None:
         self.size = size
         self.library = library
+        self._cutouts: OrderedDict[tuple[SceneObject, Style], Cutout] = OrderedDict()
+        self._background: tuple[Background, Canvas] | None = None
 
     def draw(self, scene: Scene) -> Canvas:
         """The picture of a scene, (height, width, 3)."""
-        canvas = self.background(scene.background)
+        if self._background is None or self._background[0] != scene.background:
+            self._background = (scene.background, self.background(scene.background))
+        canvas = self._background[1].copy()
         for item in scene.objects:
             self._compose(canvas, self.cut_out(item, scene.style), scene.style)
         for mark in scene.marks:
@@ -96,7 +105,7 @@ class Renderer:
         width, height = self.size
         if background.kind == "photo":
             assert background.photo is not None
-            return self.library.photo(background.photo, self.size, background.crop).copy()
+            return self.library.photo(background.photo, self.size, background.crop)
         first = np.asarray(BACKGROUNDS[background.colours[0]], np.float32)
         if background.kind == "plain":
             return np.broadcast_to(first.astype(np.uint8), (height, width, 3)).copy()
@@ -105,10 +114,20 @@ class Renderer:
         x = (np.arange(width, dtype=np.float32) + 0.5) / width - 0.5
         y = (np.arange(height, dtype=np.float32) + 0.5) / height - 0.5
         along = (x[None, :] * cos + y[:, None] * sin) / (abs(cos) + abs(sin)) + 0.5
-        return np.round(first + (last - first) * along[..., None]).astype(np.uint8)
+        steps = np.linspace(0, 1, GRADIENT_STEPS, dtype=np.float32)[:, None]
+        table = np.round(first + (last - first) * steps).astype(np.uint8)
+        return table[np.clip(along * (GRADIENT_STEPS - 1) + 0.5, 0, GRADIENT_STEPS - 1).astype(np.int16)]
 
     def cut_out(self, item: SceneObject, style: Style) -> Cutout:
-        """An object drawn alone on its box."""
+        """An object drawn alone on its box; source, target and mask of a sample share it."""
+        key = (item, style)
+        if key not in self._cutouts:
+            self._cutouts[key] = self._draw_object(item, style)
+            if len(self._cutouts) > KEPT_CUTOUTS:
+                self._cutouts.popitem(last=False)
+        return self._cutouts[key]
+
+    def _draw_object(self, item: SceneObject, style: Style) -> Cutout:
         width, height = self.size
         radius = radius_in_pixels(item, self.size)
         reach = math.ceil(radius) + 1
