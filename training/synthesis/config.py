@@ -12,6 +12,7 @@ from .scene import to_json
 from .shapes import SHAPES, SIMPLE_SHAPES
 from .textures import MAIN_TEXTURES, TEXTURES
 
+SPLITS = ("all", "train", "test")
 MIN_SIDE = 32
 MAX_SIDE = 2048
 MAX_OBJECTS = 6
@@ -92,6 +93,8 @@ class SynthesisConfig:
     """Largest change of a colour channel's gain over a whole sample; 0.1 is visible."""
     drag_share: float = 0.6
     """Share of move, scale and rotate told by point tuples; the others use words."""
+    split: str = "all"
+    """`test`: only scenes kept for judging; `train`: only the others; `all`: both."""
     stickers_folder: str | None = None
     backgrounds_folder: str | None = None
 
@@ -119,6 +122,8 @@ class SynthesisConfig:
                 )
         if unknown := [kind for kind in self.backgrounds if kind not in ("plain", "gradient", "photo")]:
             raise ValueError(f"backgrounds: {unknown[0]!r} given; allowed are plain, gradient, photo")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if not 0 <= self.max_overlap < 1:
             raise ValueError(f"max_overlap must lie in 0..1, got {self.max_overlap}")
 

@@ -71,4 +71,4 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
 
 def second_colour(colour: Colour) -> Colour:
     """The other colour of a pattern: dark on a light object, light on a dark one."""
-    return mix(colour, (20, 20, 24), 0.7) if luminance(colour) > 0.5 else mix(colour, (255, 255, 255), 0.62)
+    return mix(colour, (20, 20, 24), 0.7) if luminance(colour) > 0.5 else mix(colour, (255, 255, 255), 0.7)

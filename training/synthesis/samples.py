@@ -18,6 +18,7 @@ from .palette import MARK_COLOURS
 from .plan import Plan, Reference
 from .render import Canvas, Renderer
 from .scene import Scene
+from .split import HELD_OUT_SHARE, is_held_out
 from .tasks import TASKS, missing_material
 from .workshop import Unlucky, Workshop
 
@@ -53,14 +54,18 @@ class Synthesizer:
     def plan(self, index: int) -> Plan:
         """The plan of sample `index`; raises ValueError if the recipe leaves no room for its task."""
         task = Dice(self.config.seed, index).weighted(self.weights)
-        for attempt in range(MAX_ATTEMPTS):
+        # Only one scene in HELD_OUT_SHARE is kept for judging, so that split needs more draws.
+        attempts = MAX_ATTEMPTS * (HELD_OUT_SHARE if self.config.split == "test" else 1)
+        for attempt in range(attempts):
             dice = Dice(self.config.seed, index, attempt, task)
             try:
-                return TASKS[task](Workshop(dice, self.config, self.library))
+                plan = TASKS[task](Workshop(dice, self.config, self.library))
             except Unlucky:
                 continue
+            if self.config.split == "all" or is_held_out(plan) == (self.config.split == "test"):
+                return plan
         raise ValueError(
-            f"no {task} could be made in {MAX_ATTEMPTS} tries from this material: allow more shapes, "
+            f"no {task} could be made in {attempts} tries from this material: allow more shapes, "
             "colours or textures, smaller objects, or leave the task out."
         )
 

@@ -1,0 +1,1 @@
+"""Judges edits whose right answer is known to the pixel."""

@@ -1,0 +1,104 @@
+"""Held-out cases: scenes no training sample shares, apart for one object and for several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..dataset import EditDataset
+from ..synthesis.config import SynthesisConfig
+from ..synthesis.plan import Plan
+from ..synthesis.samples import Sample, Synthesizer
+from ..synthesis.split import scene_key
+
+GROUPS = ("one", "several")
+CASES_PER_GROUP = 200
+CASE_SEED = 20_412_117
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A question to a model and its right answer."""
+
+    id: str
+    task: str
+    group: str
+    """`one`: nothing had to be chosen; `several`: the named object had to be found."""
+    sample: Sample
+    synthesizer: Synthesizer
+    """The recipe and renderer the case was made with."""
+
+
+def choices(plan: Plan) -> int:
+    """How many objects the instruction had to choose among: in the source, or on the fullest sheet."""
+    if plan.source is not None:
+        return len(plan.source.objects)
+    sheets = [len(reference.scene.objects) for reference in plan.references]
+    return max([*sheets, len(plan.target.objects)])
+
+
+def group_of(plan: Plan) -> str:
+    """`one` or `several`."""
+    return "one" if choices(plan) == 1 else "several"
+
+
+def recipe_for_group(config: SynthesisConfig, task: str, group: str) -> SynthesisConfig:
+    """The recipe restricted to one task, held-out scenes and one group."""
+    most = config.objects[1]
+    if group == "one":
+        # `add` needs room for a second object beside the one in the source.
+        objects, single = (1, 2 if "add" in task else 1), 1.0
+    else:
+        objects, single = (2, max(most, 2)), 0.0
+    return dataclasses.replace(
+        config, tasks=((task, 1.0),), objects=objects, single_share=single, split="test", seed=CASE_SEED
+    )
+
+
+def held_out_cases(
+    config: SynthesisConfig, task: str, group: str, count: int = CASES_PER_GROUP
+) -> Iterator[Case]:
+    """`count` different cases of a task and group, the same on every run.
+
+    Raises ValueError if the recipe has no such case.
+    """
+    synthesizer = Synthesizer(recipe_for_group(config, task, group))
+    seen: set[str] = set()
+    index, made, limit = 0, 0, count * 10
+    while made < count:
+        if index >= limit:
+            raise ValueError(
+                f"only {made} of {count} different cases of {task} with {group} object(s) were found in "
+                f"{limit} "
+                "draws. Ask for fewer, or use a recipe with more shapes and colours."
+            )
+        plan = synthesizer.plan(index)
+        key = scene_key(plan.to_json(synthesizer.renderer.size)) + plan.instruction
+        if group_of(plan) == group and key not in seen:
+            seen.add(key)
+            made += 1
+            yield Case(
+                id=f"{task}-{group}-{index:05d}",
+                task=task,
+                group=group,
+                sample=synthesizer.sample(index),
+                synthesizer=synthesizer,
+            )
+        index += 1
+
+
+def shared_with(cases: list[Case], dataset: EditDataset) -> list[str]:
+    """Ids of training samples that show the scenes of a case; empty for a dataset of the `train` split.
+
+    Raises ValueError for a dataset without scene descriptions.
+    """
+    keys = {scene_key(case.sample.scene) for case in cases}
+    found = []
+    for index in range(len(dataset)):
+        record = dataset.record(index)
+        if record.scene is None:
+            raise ValueError(f"sample {record.id} of {dataset.folder} has no scene description to compare.")
+        if scene_key(record.scene) in keys:
+            found.append(record.id)
+    return found
