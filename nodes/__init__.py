@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import dreamomni, kontext, lora, omnigen, omnigen_model, references, sampling, vlm
+from . import dataset, dreamomni, kontext, lora, omnigen, omnigen_model, references, sampling, vlm
 
 NODES: list[type[io.ComfyNode]] = [
+    *dataset.NODES,
     *dreamomni.NODES,
     *kontext.NODES,
     *lora.NODES,

@@ -18,7 +18,7 @@ from ..vlm.chat import TEMPLATES
 from ..vlm.generate import Reply, TokenStream
 from ..vlm.reply import parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS, ReplyCache, RewriteRequest, ask
-from .notes import show_note, show_text
+from .notes import show_live_text, show_note
 from .progress import progress_reporter
 from .schema import node_input, node_schema
 from .types import CATEGORY, References, Vlm
@@ -279,7 +279,7 @@ def ask_vlm(
         max_new_tokens=max_new_tokens,
     )
     reply = ask(vlm, request, REPLIES, live_text(node, max_new_tokens))
-    show_text(node, reply.text)
+    show_live_text(node, reply.text)
     return reply
 
 
@@ -298,7 +298,7 @@ def live_text(node: type[io.ComfyNode], max_new_tokens: int) -> Callable[[TokenS
         report(len(stream.tokens), None)
         if time.monotonic() - shown_at >= SECONDS_PER_TEXT:
             shown_at = time.monotonic()
-            show_text(node, stream.text())
+            show_live_text(node, stream.text())
 
     return on_token
 

@@ -168,7 +168,7 @@ def test_progress_comes_with_every_token_and_text_while_it_grows(vlm, monkeypatc
     hook = lambda value, total, preview, node_id=None: bars.append((value, total))
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
     monkeypatch.setattr(nodes, "SECONDS_PER_TEXT", 0.0)
-    monkeypatch.setattr(nodes, "show_text", lambda node, text: texts.append(text))
+    monkeypatch.setattr(nodes, "show_live_text", lambda node, text: texts.append(text))
     rewrite(vlm, references(picture()))
     assert bars == [(done, 64) for done in range(16)]
     assert "<edit>Put the" in texts

@@ -43,6 +43,36 @@ TASK_WEIGHTS: dict[str, float] = {
 """Every task and how often it is drawn. The paper's shares are unknown."""
 
 
+TASK_GROUPS: dict[str, tuple[str, ...]] = {
+    "edit": ("add", "remove", "replace", "multi", "recolour", "retexture"),
+    "drag": ("move", "scale", "rotate"),
+    "fill": ("inpaint", "outpaint"),
+    "mark": ("segment", "detect"),
+    "reference": ("reference_generation", "reference_add", "reference_replace", "reference_attribute"),
+    "control": ("control_canny", "control_segmentation", "control_depth"),
+    "text": ("text_to_image",),
+}
+"""Names for several tasks at once."""
+
+
+def tasks_from_words(words: str) -> tuple[str, ...]:
+    """Tasks from names of tasks and groups, separated by commas or spaces; `all` or nothing gives ().
+
+    Raises ValueError for a name that is neither.
+    """
+    chosen: dict[str, None] = {}
+    for name in words.replace(",", " ").split():
+        if name == "all":
+            return ()
+        if name not in TASK_GROUPS and name not in TASK_WEIGHTS:
+            raise ValueError(
+                f"there is no task {name!r}; use all, a group ({', '.join(TASK_GROUPS)}) "
+                f"or tasks ({', '.join(TASK_WEIGHTS)})"
+            )
+        chosen |= dict.fromkeys(TASK_GROUPS.get(name, (name,)))
+    return tuple(chosen)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesisConfig:
     """The recipe of a dataset; together with an index it fixes a sample to the last bit."""

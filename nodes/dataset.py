@@ -1,0 +1,297 @@
+"""Making, opening and looking at edit datasets."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comfy_api.latest import io, ui
+
+from ..training.contact_sheet import SheetRow, contact_sheet
+from ..training.dataset import EditDataset, EditSample, open_dataset
+from ..training.synthesis.config import MIN_SIDE, TASK_GROUPS, recipe_for, tasks_from_words
+from ..training.synthesis.generate import Job, generate
+from ..training.synthesis.samples import Sample, Synthesizer
+from ..training.synthesis.writers import FORMATS
+from .dataset_folders import dataset_names, find_dataset, folder_state, input_folder, new_dataset_folder
+from .progress import progress_reporter
+from .schema import node_input, node_schema
+from .types import CATEGORY, Dataset
+
+PREVIEW_SECONDS = 1.5
+LARGEST = 1024
+MOST_SAMPLES = 100_000_000
+MOST_ROWS = 64
+PART_BYTES = 48_000_000
+"""About how many bytes of pixels one shard holds; what a crash can lose."""
+
+
+def part_size(size: int) -> int:
+    """Samples of one shard: many small ones, few large ones."""
+    return max(8, min(512, PART_BYTES // (size * size * 3 * 3)))
+
+
+def pair_preview(sample: Sample) -> Image.Image:
+    """Source (or first reference) and target side by side."""
+    left = sample.source if sample.source is not None else (*sample.references, sample.target)[0]
+    pictures = [Image.fromarray(canvas).resize((256, 256)) for canvas in (left, sample.target)]
+    sheet = Image.new("RGB", (512, 256))
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (256 * place, 0))
+    return sheet
+
+
+def dataset_reporter(job: Job) -> Callable[[int, Sample | None], None]:
+    """Moves the node's bar and shows a pair every now and then; raises when cancelled."""
+    report, synthesizer = progress_reporter(job.count), Synthesizer(job.config)
+    shown = 0.0
+
+    def on_samples(done: int, sample: Sample | None) -> None:
+        nonlocal shown
+        if time.monotonic() - shown < PREVIEW_SECONDS:
+            report(done, None)
+            return
+        shown = time.monotonic()
+        report(done, pair_preview(sample or synthesizer.sample(min(done, job.count - 1))))
+
+    return on_samples
+
+
+class StickerDataset(io.ComfyNode):
+    """Makes exact before/after training pairs from stickers, shapes and photos."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        groups = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
+        return node_schema(
+            node_id="DreamOmniStickerDataset",
+            display_name="Make Sticker Dataset",
+            category=f"{CATEGORY}/train",
+            description="Makes exact before/after training pairs from stickers, shapes and photos, with "
+            "instructions, and writes them to output/dreamomni/datasets. Running it again goes on where it "
+            "stopped.",
+            search_aliases=["synthetic data", "training pairs", "edit dataset", "dreamomni"],
+            is_output_node=True,
+            inputs=[
+                node_input(
+                    io.String,
+                    "name",
+                    default="stickers",
+                    tooltip="Folder in output/dreamomni/datasets. The same name with the same settings "
+                    "goes on.",
+                ),
+                node_input(
+                    io.Int,
+                    "size",
+                    default=512,
+                    min=MIN_SIDE,
+                    max=LARGEST,
+                    step=8,
+                    tooltip="Width and height in pixels. Below 192 shapes are few and flat, as small "
+                    "models need.",
+                ),
+                node_input(
+                    io.Int,
+                    "count",
+                    default=1000,
+                    min=1,
+                    max=MOST_SAMPLES,
+                    tooltip="Samples to have in the end. Raise it later to add more.",
+                ),
+                node_input(
+                    io.String,
+                    "tasks",
+                    default="all",
+                    tooltip=f"all, or groups and tasks with commas. {groups}.",
+                ),
+                node_input(
+                    io.Int,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="The same seed and settings give the same files, byte for byte.",
+                ),
+                node_input(
+                    io.String,
+                    "stickers_folder",
+                    default="",
+                    optional=True,
+                    tooltip="A folder inside ComfyUI's input folder with cut-out pictures (PNG, WebP, "
+                    "SVG), an emoji package or iconify JSON. Empty: drawn shapes only.",
+                ),
+                node_input(
+                    io.String,
+                    "backgrounds_folder",
+                    default="",
+                    optional=True,
+                    tooltip="A folder inside ComfyUI's input folder with photos. Empty: plain colours and "
+                    "gradients.",
+                ),
+                node_input(
+                    io.Combo,
+                    "format",
+                    options=list(FORMATS),
+                    default="shards",
+                    optional=True,
+                    advanced=True,
+                    tooltip="shards: webdataset tar files, for many samples. folder: pictures and a JSONL "
+                    "file, to look at or change.",
+                ),
+                node_input(
+                    io.Int,
+                    "processes",
+                    default=0,
+                    min=0,
+                    max=128,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Processes that draw. 0: one for each CPU core, at most 8. The files do not "
+                    "depend on it.",
+                ),
+            ],
+            outputs=[Dataset.Output("dataset", display_name="dataset", tooltip="For preview and training.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: object) -> str:
+        return folder_state(new_dataset_folder(name))
+
+    @classmethod
+    def execute(
+        cls,
+        name: str,
+        size: int,
+        count: int,
+        tasks: str,
+        seed: int,
+        stickers_folder: str = "",
+        backgrounds_folder: str = "",
+        format: str = "shards",
+        processes: int = 0,
+    ) -> io.NodeOutput:
+        config = recipe_for(
+            size,
+            size,
+            seed,
+            tasks_from_words(tasks),
+            input_folder(stickers_folder, "stickers_folder"),
+            input_folder(backgrounds_folder, "backgrounds_folder"),
+        )
+        folder = new_dataset_folder(name)
+        job = Job(folder=folder, config=config, count=count, format=format, part_size=part_size(size))
+        generate(job, processes or min(os.cpu_count() or 1, 8), dataset_reporter(job))
+        return io.NodeOutput(open_dataset(folder))
+
+
+class LoadDataset(io.ComfyNode):
+    """Opens an edit dataset of one's own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="DreamOmniLoadDataset",
+            display_name="Load Dataset",
+            category=f"{CATEGORY}/train",
+            description="Opens an edit dataset from output/dreamomni/datasets or input/dreamomni/datasets "
+            "and "
+            "checks every sample: the pack's own folders and shards, OmniGen JSONL, ai-toolkit and "
+            "musubi-tuner "
+            "folders.",
+            search_aliases=["jsonl", "webdataset", "omnigen", "ai-toolkit", "musubi", "training data"],
+            inputs=[
+                node_input(
+                    io.Combo,
+                    "name",
+                    options=dataset_names(),
+                    tooltip="A folder (or .jsonl file) in input/dreamomni/datasets or "
+                    "output/dreamomni/datasets.",
+                ),
+            ],
+            outputs=[Dataset.Output("dataset", display_name="dataset", tooltip="For preview and training.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return folder_state(find_dataset(name))
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        dataset = open_dataset(find_dataset(name))
+        report = progress_reporter(len(dataset))
+        dataset.check(lambda done: report(done, None))
+        return io.NodeOutput(dataset)
+
+
+def sheet_row(number: int, sample: EditSample) -> SheetRow:
+    """A sample as a row of the contact sheet."""
+    pictures = [("source", sample.source)] if sample.source else []
+    first = 2 if sample.source else 1
+    pictures += [(f"image {first + place}", image) for place, image in enumerate(sample.references)]
+    pictures += [("target", sample.target)]
+    pictures += [("change", sample.mask)] if sample.mask else []
+    return SheetRow(
+        pictures=tuple(pictures), text=sample.instruction, heading=f"{number}  {sample.task}  ({sample.mode})"
+    )
+
+
+def as_image(picture: Image.Image) -> Tensor:
+    """(1, height, width, 3) float 0..1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)[None]
+
+
+class DatasetPreview(io.ComfyNode):
+    """Shows samples of a dataset as a contact sheet."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="DreamOmniDatasetPreview",
+            display_name="Preview Dataset",
+            category=f"{CATEGORY}/train",
+            description="Shows some samples: source, references, target and where it changed, with the "
+            "instruction.",
+            search_aliases=["contact sheet", "inspect dataset", "show samples"],
+            is_output_node=True,
+            inputs=[
+                node_input(Dataset, "dataset", tooltip="From Make Sticker Dataset or Load Dataset."),
+                node_input(
+                    io.Int,
+                    "first",
+                    default=0,
+                    min=0,
+                    max=MOST_SAMPLES,
+                    tooltip="Number of the first sample shown, from 0.",
+                ),
+                node_input(
+                    io.Int, "count", default=8, min=1, max=MOST_ROWS, tooltip="How many samples are shown."
+                ),
+            ],
+            outputs=[
+                io.Image.Output("sheet", display_name="contact sheet", tooltip="One picture with all rows."),
+                io.String.Output("text", display_name="instructions", tooltip="One line for each sample."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, dataset: EditDataset, first: int, count: int) -> io.NodeOutput:
+        if first >= len(dataset):
+            raise ValueError(f"first is {first}, but the dataset has the samples 0 to {len(dataset) - 1}.")
+        report, rows, lines = progress_reporter(min(count, len(dataset) - first)), [], []
+        for number in range(first, min(first + count, len(dataset))):
+            sample = dataset[number]
+            rows.append(sheet_row(number, sample))
+            lines.append(f"{number}\t{sample.task}\t{sample.instruction}")
+            report(len(rows), None)
+        sheet = as_image(contact_sheet(rows))
+        return io.NodeOutput(sheet, "\n".join(lines), ui=ui.PreviewImage(sheet, cls=cls))
+
+
+NODES: list[type[io.ComfyNode]] = [DatasetPreview, LoadDataset, StickerDataset]

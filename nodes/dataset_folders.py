@@ -1,0 +1,90 @@
+"""Where datasets, stickers and photos lie: below ComfyUI's output and input folders, nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+PLACE = Path("dreamomni") / "datasets"
+NAME = re.compile(r"[\w][\w .-]{0,79}")
+
+
+def dataset_roots() -> list[Path]:
+    """`output/dreamomni/datasets`, where datasets are written, then `input/dreamomni/datasets`."""
+    roots = (folder_paths.get_output_directory(), folder_paths.get_input_directory())
+    return [Path(root) / PLACE for root in roots]
+
+
+def dataset_names() -> list[str]:
+    """Names of all dataset folders and JSONL files, sorted."""
+    names = set()
+    for root in dataset_roots():
+        if root.is_dir():
+            names |= {entry.name for entry in root.iterdir() if entry.is_dir() or entry.suffix == ".jsonl"}
+    return sorted(names)
+
+
+def checked_name(name: str) -> str:
+    """The name, if it is one folder's name; raises ValueError otherwise."""
+    clean = name.strip()
+    if not NAME.fullmatch(clean) or clean.endswith("."):
+        raise ValueError(
+            f"{name!r} cannot be a dataset's name: use letters, digits, spaces, _ - . (at most 80), no "
+            f"folders."
+        )
+    return clean
+
+
+def new_dataset_folder(name: str) -> Path:
+    """Where a dataset of this name is written."""
+    return dataset_roots()[0] / checked_name(name)
+
+
+def find_dataset(name: str) -> Path:
+    """The folder (or JSONL file) of a dataset; raises FileNotFoundError naming what there is."""
+    for root in dataset_roots():
+        if (root / checked_name(name)).exists():
+            return root / checked_name(name)
+    places = " or ".join(str(root) for root in dataset_roots())
+    raise FileNotFoundError(
+        f"there is no dataset {name!r} in {places}; found: {', '.join(dataset_names()) or 'none'}. "
+        "Put its folder there and press R to refresh."
+    )
+
+
+def input_folder(name: str, what: str) -> str | None:
+    """A sub-folder of ComfyUI's input folder, or None for an empty name.
+
+    Raises ValueError for a path that leaves the input folder, FileNotFoundError for a missing one.
+    """
+    if not name.strip():
+        return None
+    base = os.path.normpath(folder_paths.get_input_directory())
+    path = os.path.normpath(os.path.join(base, name.strip()))
+    if not Path(path).is_relative_to(base):
+        raise ValueError(
+            f"{what} {name!r} lies outside ComfyUI's input folder {base}. Copy or link the pictures into a "
+            "folder inside it and give that folder's name."
+        )
+    if not Path(path).is_dir():
+        there = sorted(entry.name for entry in Path(base).iterdir() if entry.is_dir())
+        raise FileNotFoundError(
+            f"{what}: there is no folder {path}; folders in {base}: {', '.join(there) or 'none'}."
+        )
+    return path
+
+
+def folder_state(path: Path) -> str:
+    """A hash that changes with any file in a dataset's folder or one folder below it."""
+    digest = hashlib.sha256()
+    entries = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    for entry in entries:
+        inner = sorted(entry.iterdir()) if entry.is_dir() else [entry]
+        for file in inner:
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

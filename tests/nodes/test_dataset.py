@@ -1,0 +1,143 @@
+"""The dataset nodes in the real host: writing, resuming, opening, looking, and where they may read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's input and output folders, empty, for one test."""
+    import folder_paths
+
+    for name in ("input", "output", "temp"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    return tmp_path
+
+
+def make(**changes: object):
+    from pack.nodes.dataset import StickerDataset
+
+    options = {"name": "mine", "size": 32, "count": 6, "tasks": "all", "seed": 1, "processes": 1} | changes
+    return StickerDataset.execute(**options).args[0]
+
+
+def preview(dataset, first: int = 0, count: int = 3):
+    from pack.nodes.dataset import DatasetPreview
+
+    return DatasetPreview.PREPARE_CLASS_CLONE(None).execute(dataset, first, count)
+
+
+def test_stickers_are_written_below_output_and_shown(folders: Path) -> None:
+    dataset = make()
+    assert dataset.folder == folders / "output" / "dreamomni" / "datasets" / "mine"
+    assert len(dataset) == 6
+    sheet, text = preview(dataset, 4, 5).args
+    assert sheet.shape[0] == 1 and sheet.shape[3] == 3 and 0 <= float(sheet.min()) <= float(sheet.max()) <= 1
+    lines = text.split("\n")
+    assert len(lines) == 2 and lines[0].startswith("4\t") and dataset[4].instruction in lines[0]
+
+
+def test_running_again_adds_samples_and_loading_finds_them(folders: Path) -> None:
+    from pack.nodes.dataset import LoadDataset, StickerDataset
+
+    make(count=3)
+    before = StickerDataset.fingerprint_inputs("mine", count=3)
+    assert StickerDataset.fingerprint_inputs("mine", count=3) == before
+    make(count=5)
+    assert StickerDataset.fingerprint_inputs("mine", count=3) != before
+    assert "mine" in LoadDataset.GET_SCHEMA().inputs[0].options
+    loaded = LoadDataset.execute("mine").args[0]
+    assert [sample.id for sample in loaded] == [f"{index:08d}" for index in range(5)]
+
+
+def test_tasks_by_group_and_by_name(folders: Path) -> None:
+    drawn = make(tasks="drag, segment", count=20)
+    assert {drawn.record(index).task for index in range(20)} <= {"move", "scale", "rotate", "segment"}
+    with pytest.raises(ValueError, match=r"there is no task 'flying'; use all, a group \(edit, drag, fill"):
+        make(name="other", tasks="flying")
+
+
+def test_progress_previews_and_cancel(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.nodes import dataset as nodes
+
+    import comfy.model_management as management
+
+    shown: list[tuple[int, object]] = []
+
+    def reporter(total: int):
+        def report(done: int, picture: object) -> None:
+            shown.append((done, picture))
+            if done == 4 and total == 8:
+                raise management.InterruptProcessingException
+
+        return report
+
+    monkeypatch.setattr(nodes, "progress_reporter", reporter)
+    monkeypatch.setattr(nodes, "PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(nodes, "part_size", lambda size: 3)
+    with pytest.raises(management.InterruptProcessingException):
+        make(count=8)
+    assert [done for done, _ in shown] == [0, 1, 2, 3, 4]
+    assert all(picture.size == (512, 256) for _, picture in shown)
+    shown.clear()
+    make(count=9)
+    assert shown[0][0] == 3 and shown[-1][0] == 9
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../x", "/etc", "a\\b", "x" * 90, "end."])
+def test_names_that_are_no_single_folder(folders: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be a dataset's name: use letters, digits"):
+        make(name=name)
+
+
+def test_folders_of_stickers_stay_inside_the_input_folder(folders: Path) -> None:
+    (folders / "input" / "cuts").mkdir()
+    image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (8, 8, 30, 30))
+    image.save(folders / "input" / "cuts" / "red box.png")
+    dataset = make(stickers_folder="cuts", tasks="text", count=12)
+    assert any("red box" in dataset.record(index).instruction for index in range(12))
+    for outside in ("../output", "/etc", "cuts/../.."):
+        with pytest.raises(ValueError, match=r"lies outside ComfyUI's input folder"):
+            make(name="b", stickers_folder=outside)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"backgrounds_folder: there is no folder .* folders in .*: "
+        "cuts",
+    ):
+        make(name="b", backgrounds_folder="photos")
+
+
+def test_a_dataset_of_ones_own_is_checked_when_it_is_opened(folders: Path) -> None:
+    from pack.nodes.dataset import LoadDataset
+
+    place = folders / "input" / "dreamomni" / "datasets" / "own"
+    place.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"there is no dataset 'none' in .*found: own"):
+        LoadDataset.execute("none")
+    with pytest.raises(ValueError, match=r"own holds no dataset"):
+        LoadDataset.execute("own")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / "a.png")
+    lines = [{"target": "a.png", "instruction": "x"}, {"target": "b.png", "instruction": "x"}]
+    (place / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(FileNotFoundError, match=r"data.jsonl line 2, target b.png: there is no file"):
+        LoadDataset.execute("own")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / "b.png")
+    before = LoadDataset.fingerprint_inputs("own")
+    assert len(LoadDataset.execute("own").args[0]) == 2
+    (place / "data.jsonl").write_text(json.dumps(lines[0]))
+    assert LoadDataset.fingerprint_inputs("own") != before
+
+
+def test_a_first_sample_beyond_the_end(folders: Path) -> None:
+    with pytest.raises(ValueError, match=r"first is 6, but the dataset has the samples 0 to 5"):
+        preview(make(), 6)

@@ -1,0 +1,72 @@
+"""Contact sheets: one sample a row, its pictures side by side with names, its words below."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, FRAME, FAINT = (28, 30, 34), (250, 250, 248), (208, 208, 204), (120, 122, 126)
+GAP = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SheetRow:
+    """A row of a contact sheet."""
+
+    pictures: tuple[tuple[str, Image.Image], ...]
+    """Name and picture, from the left."""
+    text: str
+    heading: str = ""
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The picture fitted into a square of `side` pixels; small ones are enlarged without blur."""
+    factor = min(side / image.width, side / image.height)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    way = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize(size, way)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text broken into lines of at most about `width` pixels."""
+    letter = max(font.getlength("the quick brown fox") / 19, 1)
+    return textwrap.fill(text, max(20, int(width / letter)))
+
+
+def draw_row(row: SheetRow, side: int, width: int) -> Image.Image:
+    """One row as a strip of `width` pixels."""
+    small, normal = ImageFont.load_default(max(11, side // 14)), ImageFont.load_default(max(12, side // 12))
+    words = wrapped(row.text, normal, width - 2 * GAP)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    text_height = int(measure.multiline_textbbox((0, 0), words, font=normal)[3])
+    label_height = int(measure.textbbox((0, 0), "Ag", font=small)[3]) + 4
+    strip = Image.new("RGB", (width, side + label_height + text_height + 3 * GAP), PAPER)
+    pen = ImageDraw.Draw(strip)
+    for place, (name, image) in enumerate(row.pictures):
+        left, top = GAP + place * (side + GAP), GAP // 2 + label_height
+        shown = fitted(image, side)
+        pen.text((left, GAP // 2), name, fill=FAINT, font=small)
+        strip.paste(shown, (left, top))
+        pen.rectangle((left - 1, top - 1, left + shown.width, top + shown.height), outline=FRAME)
+    if row.heading:
+        right = width - GAP - measure.textlength(row.heading, font=small)
+        pen.text((right, GAP // 2), row.heading, fill=FAINT, font=small)
+    pen.multiline_text((GAP, side + label_height + GAP), words, fill=INK, font=normal)
+    pen.line((0, strip.height - 1, width, strip.height - 1), fill=FRAME)
+    return strip
+
+
+def contact_sheet(rows: Sequence[SheetRow], side: int = 192) -> Image.Image:
+    """All rows below each other; `side` is the edge of one picture in pixels."""
+    most = max(len(row.pictures) for row in rows)
+    width = max(most, 3) * (side + GAP) + GAP
+    strips = [draw_row(row, side, width) for row in rows]
+    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), PAPER)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
