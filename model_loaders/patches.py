@@ -33,7 +33,7 @@ def attach_position_encoding(model: Any, scheme: PositionScheme) -> Any:
     return patched
 
 
-def flux_network(model: Any) -> Any:
+def flux_network(model: Any, purpose: str = "the position encoding") -> Any:
     """The FLUX.1 network inside a ModelPatcher; raises ValueError for anything else, saying what it is."""
     network = model.get_model_object("diffusion_model")
     network = getattr(network, "_orig_mod", network)  # torch.compile's shell
@@ -44,13 +44,13 @@ def flux_network(model: Any) -> Any:
         )
     if not isinstance(network, comfy.ldm.flux.model.Flux):
         raise ValueError(
-            f"the position encoding is for FLUX.1 Kontext; this MODEL is {type(model.model).__name__} "
+            f"{purpose} is for FLUX.1 Kontext; this MODEL is {type(model.model).__name__} "
             f"({type(network).__name__}). Connect a Kontext MODEL."
         )
     if len(network.params.axes_dim) != 3:
         raise ValueError(
-            f"this MODEL is a Flux with {len(network.params.axes_dim)} position axes (FLUX.2); DreamOmni2's "
-            "encoding belongs to FLUX.1 Kontext, which has 3. Connect a Kontext MODEL."
+            f"this MODEL is a Flux with {len(network.params.axes_dim)} position axes (FLUX.2); {purpose} "
+            "belongs to FLUX.1 Kontext, which has 3. Connect a Kontext MODEL."
         )
     return network
 

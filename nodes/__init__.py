@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import dataset, dreamomni, kontext, lora, omnigen, omnigen_model, references, sampling, vlm
+from . import (
+    dataset,
+    dreamomni,
+    kontext,
+    lora,
+    omnigen,
+    omnigen_model,
+    reference_cache,
+    references,
+    sampling,
+    vlm,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *dataset.NODES,
@@ -13,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     *lora.NODES,
     *omnigen.NODES,
     *omnigen_model.NODES,
+    *reference_cache.NODES,
     *references.NODES,
     *sampling.NODES,
     *vlm.NODES,

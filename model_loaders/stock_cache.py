@@ -1,0 +1,127 @@
+"""References of an earlier step instead of the present one, for weights trained with full attention.
+
+An approximation without training: some steps run in full and note the references' keys and values, the others
+read them. Nothing outlives a run, because what is noted holds that run's noise and text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from comfy.patcher_extension import WrappersMP
+
+from ..dit.positions import latent_grid
+from ..dit.reference_cache import OVERRIDE, Block, StepReader, StepRecorder
+from .patches import flux_network
+from .reference_cache import KEY, detach_reference_cache, same_latents
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StockSettings:
+    """Which steps run in full."""
+
+    warm_up: int = 6
+    """Steps at the start, where the picture is laid out; chosen, not published."""
+    refresh_every: int = 8
+    """Afterwards every n-th step."""
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 1:
+            raise ValueError(f"stock mode needs at least 1 warm-up step, got {self.warm_up}")
+        if self.refresh_every < 1:
+            raise ValueError(f"refresh_every must be at least 1, got {self.refresh_every}")
+
+    def is_full(self, step: int) -> bool:
+        """Whether a step computes its references."""
+        return step < self.warm_up or (step - self.warm_up + 1) % self.refresh_every == 0
+
+
+@dataclass
+class Noted:
+    """What the references of one branch left in its last full step."""
+
+    latents: list[Tensor]
+    layers: dict[Block, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class StockCache:
+    """The notes of one run, one for each guidance branch."""
+
+    network: Any
+    settings: StockSettings
+    notes: dict[tuple[Any, ...], Noted] = field(default_factory=dict)
+
+    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keep nothing between runs, whatever ends them."""
+        self.notes.clear()
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self.notes.clear()
+
+    def diffusion_model(
+        self,
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        guidance: Tensor | None = None,
+        ref_latents: Sequence[Tensor] | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """One call of the network, in full or with noted references."""
+        options = transformer_options or {}
+        if ref_latents:
+            options = self.with_references(list(ref_latents), x, options)
+        return executor(x, timestep, context, y, guidance, ref_latents, control, options, **more)
+
+    def with_references(self, latents: list[Tensor], x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """The transformer options of this call: noting, or reading and cutting."""
+        inner, branch = options.get(OVERRIDE), branch_of(options)
+        noted, step = self.notes.get(branch), step_of(options)
+        usable = noted is not None and same_latents(noted.latents, latents)
+        if noted is None or not usable or step is None or self.settings.is_full(step):
+            grids = [latent_grid(*latent.shape[-2:], self.network.patch_size) for latent in latents]
+            fresh = Noted([latent.clone() for latent in latents], {})
+            self.notes[branch] = fresh
+            return {**options, OVERRIDE: StepRecorder(sum(g.num_tokens for g in grids), fresh.layers, inner)}
+        first = latent_grid(*x.shape[-2:], self.network.patch_size).num_tokens
+        patches = options.get("patches", {})
+        after = [*patches.get("post_input", []), lambda tokens: first_tokens(tokens, first)]
+        reader = StepReader(noted.layers, inner)
+        return {**options, OVERRIDE: reader, "patches": {**patches, "post_input": after}}
+
+
+def first_tokens(tokens: dict[str, Any], count: int) -> dict[str, Any]:
+    """The embedded tokens without the references."""
+    return {**tokens, "img": tokens["img"][:, :count], "img_ids": tokens["img_ids"][:, :count]}
+
+
+def branch_of(options: dict[str, Any]) -> tuple[Any, ...]:
+    """Which conditionings a call computes; notes of one branch never serve another."""
+    return tuple(options.get("uuids") or options.get("cond_or_uncond") or ())
+
+
+def step_of(options: dict[str, Any]) -> int | None:
+    """Number of the step from the run's sigmas, or None where the host does not tell."""
+    sigma, sigmas = options.get("sigmas"), options.get("sample_sigmas")
+    if sigma is None or sigmas is None:
+        return None
+    return int((sigmas.to(sigma) > sigma.max() * (1 + 1e-5)).sum())
+
+
+def attach_stock_cache(model: Any, settings: StockSettings) -> Any:
+    """A clone of the ModelPatcher that reuses references between steps; raises ValueError unless FLUX.1."""
+    cache = StockCache(flux_network(model, "the reference cache"), settings)
+    patched = detach_reference_cache(model)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, cache.outer_sample)
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, cache.diffusion_model)
+    return patched

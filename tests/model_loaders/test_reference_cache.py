@@ -1,0 +1,369 @@
+"""The exact reference cache against the masked model without cache, in ComfyUI's real sampling."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from cached_runs import masked_sample, reference, sampled
+from tiny_flux import tiny_conditioning, tiny_flux
+from torch import Tensor
+
+pytestmark = pytest.mark.host
+
+ONE, TWO, THREE = reference(6, 8, 5), reference(4, 10, 6), reference(9, 7, 7)
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_flux()
+
+
+def cached(model: Any, scheme: str | None = "index+offset", **settings: Any) -> Any:
+    from pack.dit.positions import PositionScheme
+    from pack.model_loaders.patches import attach_position_encoding
+    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+
+    patched = attach_reference_cache(model, CacheSettings(**settings))
+    return patched if scheme is None else attach_position_encoding(patched, PositionScheme(scheme))
+
+
+def store(model: Any) -> Any:
+    from pack.model_loaders.reference_store import store_of
+
+    return store_of(model)
+
+
+def lora(model: Any, seed: int = 0, strength: float = 1.0, part: str = "double_blocks.0.img_attn.qkv") -> Any:
+    """A clone with a weight patch, as LoraLoader leaves it."""
+    name = f"diffusion_model.{part}.weight"
+    shape = model.model.state_dict()[name].shape
+    change = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    patched = model.clone()
+    assert patched.add_patches({name: ("diff", (change,))}, strength) == [name]
+    return patched
+
+
+def close(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Largest difference relative to the largest value, as velocities of random weights are not of size 1."""
+    assert result.shape == expected.shape
+    assert float((result - expected).abs().max() / expected.abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("references", "offsets"),
+    [
+        ([ONE], [(1, 0, 0)]),
+        ([ONE, TWO], [(1, 0, 0), (2, 0, 4)]),
+        ([ONE, TWO, THREE], [(1, 0, 0), (2, 0, 4), (3, 0, 9)]),
+        ([THREE, ONE, THREE], [(1, 0, 0), (2, 0, 4), (3, 0, 8)]),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_equal_to_the_masked_model(model: Any, references: list, offsets: list, batch: int) -> None:
+    close(
+        sampled(cached(model), references, batch=batch),
+        masked_sample(model, references, offsets, batch=batch),
+    )
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 5), (16, 8)])
+def test_equal_at_other_sizes(model: Any, size: tuple[int, int]) -> None:
+    out = sampled(cached(model), [ONE, TWO], size=size)
+    close(out, masked_sample(model, [ONE, TWO], [(1, 0, 0), (2, 0, 4)], size=size))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "offsets"),
+    [
+        ("index+offset", [(1, 0, 0), (2, 0, 4)]),
+        ("index", [(1, 0, 0), (2, 0, 0)]),
+        ("offset", [(1, 0, 0), (1, 0, 4)]),
+        ("none", [(1, 0, 0), (1, 0, 0)]),
+        (None, [(1, 0, 0), (1, 3, 0)]),
+    ],
+)
+def test_equal_in_every_position_encoding(model: Any, scheme: str | None, offsets: list) -> None:
+    """Without our encoding ComfyUI's own method places the second reference below the first."""
+    close(sampled(cached(model, scheme), [ONE, TWO]), masked_sample(model, [ONE, TWO], offsets))
+
+
+def test_the_cache_may_stand_before_or_after_the_encoding(model: Any) -> None:
+    from pack.dit.positions import PositionScheme
+    from pack.model_loaders.patches import attach_position_encoding
+    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+
+    placed = attach_position_encoding(model, PositionScheme.INDEX_OFFSET)
+    close(
+        sampled(attach_reference_cache(placed, CacheSettings()), [ONE, TWO]),
+        sampled(cached(model), [ONE, TWO]),
+    )
+
+
+def test_it_differs_from_full_attention(model: Any) -> None:
+    """Otherwise every comparison here would pass with the cache off."""
+    plain, kept = sampled(model, [ONE]), sampled(cached(model, None), [ONE])
+    assert float((plain - kept).abs().max() / plain.abs().max()) > 1e-2
+
+
+def test_without_references_the_model_is_untouched(model: Any) -> None:
+    assert torch.equal(sampled(cached(model), []), sampled(model, []))
+    assert not store(model).entries
+
+
+def test_batch_items_have_their_own_reference(model: Any) -> None:
+    pair = reference(6, 8, 20, batch=2)
+    out = sampled(cached(model), [pair, TWO], batch=2)
+    close(out, masked_sample(model, [pair, TWO], [(1, 0, 0), (2, 0, 4)], batch=2))
+    assert len(store(model).entries) == 3
+
+
+def test_both_branches_of_ksampler_with_different_references(model: Any) -> None:
+    import comfy.sample
+
+    def run(target: Any) -> Tensor:
+        positive = tiny_conditioning(0, reference_latents=[ONE, TWO])
+        negative = tiny_conditioning(1, reference_latents=[TWO])
+        noise = torch.randn(1, 16, 8, 12, generator=torch.manual_seed(3))
+        return comfy.sample.sample(
+            target, noise, 4, 2.5, "euler", "simple", positive, negative, torch.zeros(1, 16, 8, 12), seed=3
+        )
+
+    both = cached(model)
+    first = run(both)
+    assert store(model).written == 2
+    # Computing every branch alone, without anything kept, must give the same.
+    store(model).entries.clear()
+    close(run(both), first)
+    assert float((run(model) - first).abs().max()) > 1e-2
+
+
+def test_equal_conditions_in_one_batch_share_the_entries(model: Any) -> None:
+    """Positive and negative of one structure go through the network together."""
+    import comfy.sample
+
+    conds = [tiny_conditioning(prompt, reference_latents=[ONE]) for prompt in (0, 1)]
+    noise = torch.randn(1, 16, 8, 12, generator=torch.manual_seed(3))
+
+    def run(target: Any) -> Tensor:
+        return comfy.sample.sample(target, noise, 3, 2.5, "euler", "simple", *conds, 0 * noise, seed=3)
+
+    together = run(cached(model))
+    alone = [sampled_velocity(model, cond) for cond in conds]
+    assert store(model).written == 1
+    assert alone[0].shape == together.shape
+
+
+def sampled_velocity(model: Any, cond: list) -> Tensor:
+    return sampled(cached(model), cond[0][1]["reference_latents"])
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ipndm", "uni_pc"])
+def test_the_samplers_of_comfyui_reuse_and_repeat(model: Any, sampler: str) -> None:
+    target = cached(model)
+    first = sampled(target, [ONE, TWO], sampler=sampler)
+    assert store(model).written == 2
+    assert torch.equal(sampled(target, [ONE, TWO], sampler=sampler), first)
+    assert store(model).written == 2
+
+
+def count_calls(model: Any) -> list[int]:
+    """Token counts that went through the first block of the network, one for each pass."""
+    seen: list[int] = []
+    block = model.model.diffusion_model.double_blocks[0]
+    block.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["img"].shape[1]), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 9}, {"prompt": 4}, {"guidance": 1.0}, {"size": (6, 6)}, {"batch": 2}]
+)
+def test_references_are_paid_once(model: Any, change: dict) -> None:
+    target, seen = cached(model), count_calls(model)
+    sampled(target, [ONE, TWO])
+    # 12 and 10 reference tokens once, then 24 tokens of the picture in each of three steps.
+    assert seen == [12, 10, 24, 24, 24]
+    seen.clear()
+    sampled(target, [ONE, TWO], **change)
+    tokens = 9 if "size" in change else 24
+    assert seen == [tokens] * 3
+
+
+def test_another_order_costs_a_rotation_only(model: Any) -> None:
+    target, seen = cached(model), count_calls(model)
+    sampled(target, [ONE, TWO])
+    seen.clear()
+    out = sampled(target, [TWO, ONE])
+    assert seen == [24] * 3
+    close(out, masked_sample(model, [TWO, ONE], [(1, 0, 0), (2, 0, 5)]))
+
+
+def test_a_lora_on_everything_equals_the_masked_model_with_it(model: Any) -> None:
+    import comfy.model_management
+
+    plain = sampled(cached(model, lora_on_references=True), [ONE, TWO])
+    target = cached(lora(model), lora_on_references=True)
+    out = sampled(target, [ONE, TWO])
+    # The weights still hold the LoRA: it is merged while the model is loaded.
+    close(out, masked_sample(model, [ONE, TWO], [(1, 0, 0), (2, 0, 4)]))
+    comfy.model_management.unload_all_models()
+    close(plain, masked_sample(model, [ONE, TWO], [(1, 0, 0), (2, 0, 4)]))
+    assert float((plain - out).abs().max()) > 1e-2
+
+
+def test_a_lora_leaves_the_references_to_the_base(model: Any) -> None:
+    """As in the exact training preset: the LoRA changes the picture's branch, the kept references stay."""
+    sampled(cached(model), [ONE])
+    primed = sampled(cached(lora(model)), [ONE])
+    assert store(model).written == 1
+    store(model).entries.clear()
+    fresh = sampled(cached(lora(model)), [ONE])
+    close(fresh, primed)
+    everywhere = sampled(cached(lora(model), lora_on_references=True), [ONE])
+    assert float((everywhere - fresh).abs().max()) > 1e-3
+    assert torch.equal(sampled(cached(model), [ONE]), sampled(cached(model), [ONE]))
+
+
+def test_cancel_in_the_middle_and_the_next_run(model: Any) -> None:
+    import comfy.model_management as management
+
+    target = cached(model)
+    before = sampled(target, [ONE, TWO])
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        sampled(target, [ONE, THREE])
+    management.interrupt_current_processing(False)
+    assert torch.equal(sampled(target, [ONE, TWO]), before)
+    close(sampled(target, [ONE, THREE]), masked_sample(model, [ONE, THREE], [(1, 0, 0), (2, 0, 4)]))
+
+
+def test_a_reference_that_changes_during_the_run_is_never_stale(model: Any) -> None:
+    """Another node's wrapper swaps the latents: written for this run, not taken from the store."""
+    from comfy.patcher_extension import WrappersMP
+
+    def swap(
+        executor: Any, x: Any, t: Any, context: Any, y: Any, guidance: Any, refs: Any, *rest: Any, **kw: Any
+    ) -> Any:
+        return executor(x, t, context, y, guidance, [refs[0].flip(-1)], *rest, **kw)
+
+    target = cached(model)
+    expected = masked_sample(model, [ONE.flip(-1)], [(1, 0, 0)])
+    swapped = target.clone()
+    swapped.wrappers = {kind: dict(keys) for kind, keys in target.wrappers.items()}
+    first = {"swap": [swap], **swapped.wrappers[WrappersMP.DIFFUSION_MODEL]}
+    swapped.wrappers[WrappersMP.DIFFUSION_MODEL] = first
+    close(sampled(swapped, [ONE]), expected)
+
+
+def test_memory_is_counted_moved_and_released(model: Any) -> None:
+    target = cached(model)
+    sampled(target, [ONE, TWO])
+    (patcher,) = target.get_additional_models()
+    # Two tensors for each of 4 layers, 22 tokens, 32 channels, 4 bytes.
+    assert patcher.model_size() == patcher.loaded_size() == 2 * 4 * 22 * 32 * 4
+    assert patcher.clone().model_size() == patcher.model_size()
+    meta = torch.device("meta")
+    assert patcher.shift(meta, 5000, grow=True) <= 5000
+    assert 0 < patcher.loaded_size() < patcher.model_size()
+    kept = weakref.ref(store(model))
+    entry = weakref.ref(next(iter(store(model).entries.values())))
+    del target, patcher
+    model.model = None
+    gc.collect()
+    assert kept() is None and entry() is None
+
+
+def test_what_was_unloaded_is_read_from_where_it_is(model: Any) -> None:
+    import comfy.model_management
+
+    target = cached(model)
+    before = sampled(target, [ONE])
+    comfy.model_management.unload_all_models()
+    assert torch.equal(sampled(target, [ONE]), before)
+    assert store(model).written == 1
+
+
+def test_unused_references_make_room(model: Any) -> None:
+    from pack.model_loaders.reference_store import MAX_IDLE
+
+    target = cached(model)
+    for seed in range(MAX_IDLE + 4):
+        sampled(target, [reference(4, 4, 30 + seed)], sigmas=torch.tensor([1.0, 0.0]))
+    assert len(store(model).entries) == MAX_IDLE + 1
+
+
+def test_8bit_is_smaller_and_near(model: Any) -> None:
+    exact = sampled(cached(model), [ONE, TWO])
+    full = store(model).num_bytes()
+    store(model).entries.clear()
+    near = sampled(cached(model, precision="8bit"), [ONE, TWO])
+    assert store(model).num_bytes() < 0.35 * full
+    error = 10 * torch.log10(exact.square().mean() / (near - exact).square().mean())
+    assert float(error) >= 45
+
+
+def test_out_of_memory_while_writing_falls_back_with_a_message(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.model_loaders import reference_cache as module
+
+    import comfy.model_management
+
+    heard: list[str] = []
+    expected = sampled(cached(model), [ONE])
+    store(model).entries.clear()
+    real = module.ExactCache.write
+
+    def full(self: Any, latent: Any, offset: Any, geometry: Any, options: Any, device: Any = None) -> Any:
+        if device is None:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+        return real(self, latent, offset, geometry, options, device)
+
+    monkeypatch.setattr(module.ExactCache, "write", full)
+    patched = module.attach_reference_cache(model, module.CacheSettings(), heard.append)
+    patched.load_device = torch.device("cpu", 0)  # not the offload device, as on a GPU
+    out = sampled(patched, [ONE])
+    close(out, expected)
+    assert any("not enough GPU memory for the references: kept in system memory" in line for line in heard)
+
+
+def test_a_run_tells_what_it_reused(model: Any) -> None:
+    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+
+    heard: list[str] = []
+    target = attach_reference_cache(model, CacheSettings(), heard.append)
+    sampled(target, [ONE])
+    sampled(target, [ONE, TWO])
+    assert heard == [
+        "references: 1 written, 0 reused, 0 MB kept",
+        "references: 1 written, 1 reused, 0 MB kept",
+    ]
+
+
+def test_other_models_are_refused() -> None:
+    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+
+    from comfy.model_patcher import ModelPatcher
+
+    class Other(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.diffusion_model = torch.nn.Linear(2, 2)
+
+    other = ModelPatcher(Other(), torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=r"the reference cache is for FLUX.1 Kontext; this MODEL is Other \(Linear\)"
+    ):
+        attach_reference_cache(other, CacheSettings())
+
+
+def test_unknown_precision_is_named() -> None:
+    from pack.model_loaders.reference_cache import CacheSettings
+
+    with pytest.raises(ValueError, match="unknown precision '4bit'; choose bf16 or 8bit"):
+        CacheSettings(precision="4bit")
