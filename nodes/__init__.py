@@ -14,6 +14,8 @@ from . import (
     reference_cache,
     references,
     sampling,
+    training,
+    training_report,
     vlm,
 )
 
@@ -27,6 +29,8 @@ NODES: list[type[io.ComfyNode]] = [
     *reference_cache.NODES,
     *references.NODES,
     *sampling.NODES,
+    *training.NODES,
+    *training_report.NODES,
     *vlm.NODES,
 ]
 

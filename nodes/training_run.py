@@ -1,0 +1,272 @@
+"""One training run from a node: folders, encoding, the worker process, progress, the finished file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import comfy.model_management
+import folder_paths
+
+from ..model_loaders.lora_check import unmatched_kontext_keys
+from ..training.cache import TensorCache
+from ..training.checkpoint import checkpoint_steps, load_newest
+from ..training.config import RunConfig, check_run_name
+from ..training.config_json import from_json
+from ..training.dataset import EditDataset
+from ..training.doctor import examine
+from ..training.encode import Encoding, PromptEncoder, encode_dataset
+from ..training.families import load_family
+from ..training.files import file_sha256, write_json
+from ..training.launch import laddered, run_with_ladder
+from ..training.run_file import RunFile, run_lock
+from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
+from .progress import check_cancelled, progress_reporter
+
+RUNS, CACHE = ("dreamomni", "training"), ("dreamomni", "training-cache")
+CONTINUE, FRESH = "continue if it exists", "new run only"
+STRIP_HEIGHT = 256
+LARGEST_ON_CPU = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What travels on a DREAMOMNI_RUN wire: where a run lies; everything else is read from its folder."""
+
+    folder: Path
+
+
+def runs_root() -> Path:
+    """Folder of all runs, below ComfyUI's output."""
+    return Path(folder_paths.get_output_directory(), *RUNS)
+
+
+def resumable_runs() -> list[str]:
+    """Names of runs with a checkpoint, newest first."""
+    root = runs_root()
+    if not root.is_dir():
+        return []
+    found = [entry for entry in root.iterdir() if checkpoint_steps(entry / CHECKPOINTS)]
+    return [
+        entry.name for entry in sorted(found, key=lambda e: (e / CHECKPOINTS).stat().st_mtime, reverse=True)
+    ]
+
+
+def resume_choices() -> list[str]:
+    """What the resume widget offers."""
+    return [CONTINUE, FRESH, *resumable_runs()]
+
+
+def chosen_name(run_name: str, resume: str) -> str:
+    """The run to start or continue; ValueError for a name that is none or is taken."""
+    name = check_run_name(run_name if resume in (CONTINUE, FRESH) else resume)
+    steps = checkpoint_steps(runs_root() / name / CHECKPOINTS)
+    if resume == FRESH and steps:
+        raise ValueError(
+            f"a run called {name!r} exists and stands at step {steps[-1]}; choose {CONTINUE!r} to go on with "
+            "it, or another run_name"
+        )
+    if resume not in (CONTINUE, FRESH) and not steps:
+        raise ValueError(f"no run called {name!r} can be continued; there are: {', '.join(resumable_runs())}")
+    return name
+
+
+def check_resume(config: RunConfig, folder: Path) -> None:
+    """Raise ValueError, listing changed settings, unless the run in `folder` can go on with `config`."""
+    state, _ = load_newest(folder / CHECKPOINTS)
+    if state is not None:
+        require_resumable(from_json(RunConfig, state.data["config"]), laddered(config, folder))
+
+
+def base_hashes(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of the base files, so that a LoRA names what it was trained on."""
+    return {role: file_sha256(Path(path)) for role, path in config.base.items() if Path(path).is_file()}
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A run together with what encodes for it."""
+
+    config: RunConfig
+    dataset: EditDataset
+    encode_picture: Any
+    encode_prompt: PromptEncoder
+    device: str = "auto"
+    processes: int = 1
+    rewrites: bool = False
+    """The prompt encoder asks a VLM that looks at the pictures."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return runs_root() / self.config.name
+
+    @property
+    def place(self) -> RunFolder:
+        """The run's folder and its cache."""
+        return RunFolder(folder=self.folder, cache=Path(folder_paths.get_output_directory(), *CACHE))
+
+    def encode(self, config: RunConfig) -> None:
+        """Fill the cache for every resolution of `config`, then free the encoders' memory."""
+        plan = load_family(config.family).encode_plan(config)
+        if self.rewrites:
+            plan = replace(plan, prompt_sees_images=True)
+        for resolution in sorted({stage.resolution for stage in config.stages}):
+            work = Encoding(
+                config=config,
+                plan=plan,
+                resolution=resolution,
+                cache=TensorCache(self.place.cache),
+                encode_picture=self.encode_picture,
+                encode_prompt=self.encode_prompt,
+            )
+            encode_dataset(work, self.dataset, self.place.manifest(resolution), encoding_report(self.dataset))
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+
+    def run(self) -> TrainingRun:
+        """Look the data over, encode, train to the end; raises what the user must know."""
+        run_lock(self.folder).release()
+        require_device(self.config)
+        check_resume(self.config, self.folder)
+        found = examine(self.dataset, self.config.task, lambda done, total: check_cancelled())
+        write_json(self.folder / "dataset.json", {"folder": str(self.dataset.folder), "text": found.text()})
+        found.require_healthy()
+        run = RunFile(
+            config=self.config,
+            cache=str(self.place.cache),
+            device=self.device,
+            watch_parent=True,
+            base_hashes=base_hashes(self.config),
+        )
+        with torch.inference_mode(False):
+            listener = Listener(self)
+            run_with_ladder(run, self.folder, encode=self.encode, heard=listener, processes=self.processes)
+        return TrainingRun(self.folder)
+
+
+class Listener:
+    """Turns what the worker says into the node's progress bar, with a picture whenever one was drawn."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.step = job, 0
+        self.report = progress_reporter(job.config.total_steps)
+
+    def __call__(self, event: dict[str, Any] | None) -> None:
+        """Take one event, or a quiet half second; raises when the user cancelled."""
+        check_cancelled()
+        if event is None:
+            return
+        picture = None
+        if event["event"] == "samples":
+            picture = decode_samples(self.job, event["step"])
+        if event["event"] == "exported" and self.job.config.adapter is not None:
+            require_loadable(self.job.config, Path(event["files"][0]))
+        if event["event"] in ("step", "samples", "started"):
+            self.step = max(self.step, event["step"])
+            self.report(self.step, picture)
+
+
+def require_loadable(config: RunConfig, lora: Path) -> None:
+    """Raise ValueError when ComfyUI would not load every part of a LoRA that was just written."""
+    if config.family != "kontext":
+        return
+    unmatched = unmatched_kontext_keys(lora, Path(config.base["transformer"]))
+    if unmatched:
+        raise ValueError(
+            f"{len(unmatched)} parts of the saved LoRA do not load in this ComfyUI, first {unmatched[0]}. "
+            f"The run is kept in {lora.parent.parent}; please report this."
+        )
+
+
+def decode_samples(job: Job, step: int) -> Image.Image | None:
+    """Decode the newest drawn latents to PNG strips (references, sample, target); the first one, or None."""
+    first = None
+    for path in sorted((job.folder / SAMPLES).glob(f"step-{step:09d}-*.safetensors")):
+        try:
+            strip = sample_strip(job, path)
+        except (torch.OutOfMemoryError, ValueError):
+            return first
+        strip.save(path.with_suffix(".png"))
+        first = first or strip
+    return first
+
+
+def sample_strip(job: Job, path: Path) -> Image.Image:
+    """References, the drawn sample and the target of one file, side by side."""
+    latents = load_file(path)
+    names = [*sorted(name for name in latents if name.startswith("reference")), "sample", "target"]
+    pictures = [job.encode_picture.decode(latents[name]) for name in names]
+    sized = [p.resize((max(1, p.width * STRIP_HEIGHT // p.height), STRIP_HEIGHT)) for p in pictures]
+    strip = Image.new("RGB", (sum(p.width for p in sized), STRIP_HEIGHT))
+    left = 0
+    for picture in sized:
+        strip.paste(picture, (left, 0))
+        left += picture.width
+    return strip
+
+
+def best_export(folder: Path) -> Path:
+    """The export with the lowest held-out loss, else the last one; FileNotFoundError when there is none."""
+    for name in ("best.safetensors", "best", "last.safetensors", "last"):
+        if (folder / EXPORTS / name).exists():
+            return folder / EXPORTS / name
+    raise FileNotFoundError(f"the run {folder.name!r} has saved no weights yet")
+
+
+def publish_lora(run: TrainingRun) -> str:
+    """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
+    source = best_export(run.folder)
+    target = Path(folder_paths.get_folder_paths("loras")[0]) / "dreamomni" / f"{run.folder.name}.safetensors"
+    copy_whole(source, target)
+    return str(Path("dreamomni") / target.name)
+
+
+def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> str:
+    """Have `make` write models/<key>/<run name>; that name."""
+    target = Path(folder_paths.get_folder_paths(key)[0]) / run.folder.name
+    make(target)
+    return target.name
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file or folder so that the target is never half there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".partial-{target.name}")
+    if source.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def run_notes(folder: Path) -> str:
+    """What the dataset doctor said."""
+    path = folder / "dataset.json"
+    return json.loads(path.read_text(encoding="utf-8"))["text"] if path.is_file() else ""
+
+
+def encoding_report(dataset: EditDataset) -> Callable[[int, int], None]:
+    """A progress function over the samples of a dataset that notices a cancel."""
+    report = progress_reporter(max(1, len(dataset)))
+    return lambda done, total: report(done, None)
+
+
+def require_device(config: RunConfig) -> None:
+    """Raise ValueError when a large network would have to be trained on the CPU."""
+    size = sum(Path(path).stat().st_size for path in config.base.values() if Path(path).is_file())
+    if comfy.model_management.get_torch_device().type == "cpu" and size > LARGEST_ON_CPU:
+        raise ValueError(
+            f"ComfyUI runs on the CPU and the base has {size / 2**30:.1f} GiB; that would take months. "
+            "Start ComfyUI with a CUDA device (check nvidia-smi and leave --cpu out)."
+        )

@@ -1,0 +1,177 @@
+"""The training nodes inside ComfyUI on the CPU: encode with real nodes' models, train, load the LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture
+def output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path / "output"
+
+
+class ToyVae:
+    """Latents of 16 channels by averaging, and back."""
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8)
+        return small.mean(1, keepdim=True).expand(-1, 16, -1, -1)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        big = torch.nn.functional.interpolate(latent[:, :3], scale_factor=8)
+        return big.movedim(1, -1)
+
+
+class ToyClip:
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_from_tokens(self, tokens: list[int], return_pooled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(sum(tokens))
+        return torch.randn(1, 5, 16, generator=generator), torch.randn(1, 8, generator=generator)
+
+
+def pairs(folder: Path, count: int = 4) -> Path:
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        for kind, shade in (("source", 40 * number), ("target", 40 * number + 20), ("reference", 255)):
+            Image.new("RGB", (64, 64), (shade, shade, shade)).save(folder / f"{kind}{number}.png")
+        line = {"task": "add", "instruction": f"do {number}", "id": str(number)}
+        line |= {"source": f"source{number}.png", "target": f"target{number}.png"}
+        lines.append(json.dumps(line | {"references": [f"reference{number}.png"]}) + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
+    models_dir: Path, output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.training import presets
+    from pack.training.config import OutputConfig
+
+    quick = OutputConfig(checkpoint_every=2, sample_every=2, sample_count=1, sample_steps=1)
+    monkeypatch.setattr(presets, "output_for", lambda steps: quick)
+    from pack.model_loaders.lora_check import unmatched_kontext_keys
+    from pack.nodes.training import TrainLoRA
+    from pack.nodes.training_report import TrainingReport
+    from pack.training.dataset import open_dataset
+    from pack.training.metrics import read_metrics
+    from safetensors.torch import load_file, save_file
+
+    from tests.training.tiny_flux import saved_flux, tiny_flux
+
+    base = saved_flux(models_dir / "diffusion_models", tiny_flux())
+    dataset = open_dataset(pairs(tmp_path / "data"))
+    with torch.inference_mode():
+        result = TrainLoRA.execute(
+            base=base.name,
+            family="kontext",
+            dataset=dataset,
+            run_name="first",
+            task="edit",
+            preset="hobby",
+            clip=ToyClip(),
+            vae=ToyVae(),
+            steps=2,
+            resolution=64,
+            rank=2,
+            precision="fp32",
+        )
+        name, run = result.args
+        chart, samples, text = TrainingReport.execute(run).args
+    lora = models_dir / "loras" / name
+    assert lora.is_file()
+    assert unmatched_kontext_keys(lora, base) == []
+    assert chart.shape == (1, 540, 960, 3)
+    assert samples.shape[1:] == (256, 4 * 256, 3)
+    assert "step 2 of 2" in text
+    assert "4 samples looked over" in text
+    kinds = [event["event"] for event in read_metrics(run.folder)]
+    assert kinds.count("step") == 2
+    assert kinds[-1] == "finished"
+
+    broken = load_file(lora)
+    broken["transformer.no_such_block.lora_A.weight"] = torch.zeros(2, 128)
+    save_file(broken, lora)
+    assert unmatched_kontext_keys(lora, base) == ["transformer.no_such_block.lora_A.weight"]
+
+
+def test_run_names_and_resume_choices(output_dir: Path) -> None:
+    from pack.nodes.training_run import CONTINUE, FRESH, chosen_name, resume_choices, runs_root
+    from pack.training.checkpoint import RunState, save_checkpoint
+
+    assert chosen_name("new", FRESH) == "new"
+    assert resume_choices() == [CONTINUE, FRESH]
+    state = RunState(step=7, tensors={"weight.a": torch.zeros(1)}, data={})
+    save_checkpoint(runs_root() / "old" / "checkpoints", state)
+    assert resume_choices() == [CONTINUE, FRESH, "old"]
+    assert chosen_name("ignored", "old") == "old"
+    assert chosen_name("old", CONTINUE) == "old"
+    with pytest.raises(ValueError, match=r"'old' exists and stands at step 7; choose 'continue if it"):
+        chosen_name("old", FRESH)
+    with pytest.raises(ValueError, match=r"no run called 'gone' can be continued; there are: old"):
+        chosen_name("x", "gone")
+    with pytest.raises(ValueError, match="cannot be a folder name"):
+        chosen_name("../up", CONTINUE)
+
+
+def test_bases_and_missing_encoders_are_explained(models_dir: Path) -> None:
+    from pack.nodes.training import base_choices, base_path
+    from pack.nodes.training_encoders import picture_encoder, prompt_encoder
+    from pack.training.config import RunConfig
+    from pack.training.families.base import EncodePlan
+
+    (models_dir / "omnigen" / "v1").mkdir(parents=True)
+    (models_dir / "omnigen" / "v1" / "config.json").write_text("{}")
+    assert "omnigen/v1" in base_choices()
+    assert base_path("omnigen/v1", "omnigen").name == "v1"
+    with pytest.raises(ValueError, match="is no base for kontext"):
+        base_path("omnigen/v1", "kontext")
+    with pytest.raises(ValueError, match="is no base for omnigen; choose one that begins with omnigen/"):
+        base_path("flux.safetensors", "omnigen")
+    plan = EncodePlan(image_encoding="vae", prompt_encoding="clip")
+    with pytest.raises(ValueError, match="connect clip"):
+        prompt_encoder(plan, None, None, None)
+    with pytest.raises(ValueError, match="connect vae"):
+        picture_encoder(RunConfig(name="x", family="kontext"), plan, None)
+
+
+def test_a_large_base_on_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.nodes import training_run
+    from pack.training.config import RunConfig
+
+    base = tmp_path / "large.safetensors"
+    base.write_bytes(b"x" * 100)
+    monkeypatch.setattr(training_run, "LARGEST_ON_CPU", 50)
+    with pytest.raises(ValueError, match="ComfyUI runs on the CPU"):
+        training_run.require_device(RunConfig(name="x", family="kontext", base={"transformer": str(base)}))
+
+
+def test_encoder_identities_follow_what_the_models_answer() -> None:
+    from pack.nodes.training_encoders import ClipPrompts, VaePictures
+
+    import comfy.latent_formats
+
+    class LouderVae(ToyVae):
+        def encode(self, image: torch.Tensor) -> torch.Tensor:
+            return super().encode(image) * 1.01
+
+    flux = comfy.latent_formats.Flux()
+    assert VaePictures(ToyVae(), flux).identity == VaePictures(ToyVae(), flux).identity
+    assert VaePictures(ToyVae(), flux).identity != VaePictures(LouderVae(), flux).identity
+    encoded = ClipPrompts(ToyClip())("hello", [])
+    assert encoded["context"].shape == (5, 16)
+    assert encoded["pooled"].shape == (8,)
+    latent = VaePictures(ToyVae(), flux)(Image.new("RGB", (32, 16), "white"))
+    torch.testing.assert_close(latent, torch.full((16, 2, 4), (1.0 - 0.1159) * 0.3611))

@@ -1,0 +1,230 @@
+"""The training process as it is really started: an interpreter, a folder, JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pack.training import process
+from pack.training.cache import TensorCache
+from pack.training.checkpoint import checkpoint_steps
+from pack.training.config import (
+    AdapterConfig,
+    MemoryConfig,
+    OutputConfig,
+    RunConfig,
+    StageConfig,
+    ValidationConfig,
+)
+from pack.training.encode import SampleEntry
+from pack.training.files import write_text
+from pack.training.launch import TrainingError, Worker, laddered, run_once, run_with_ladder
+from pack.training.memory import next_rung
+from pack.training.metrics import read_metrics
+from pack.training.process import EXIT_OUT_OF_MEMORY, chosen_device
+from pack.training.run_file import RunFile, run_lock
+from pack.training.trainer import RunFolder
+from safetensors.torch import load_file
+
+from tests.training.tiny_flux import saved_flux, tiny_flux
+
+
+def kontext_run(folder: Path, steps: int, base: Path | None = None, **stage: object) -> RunFile:
+    """A run folder with four encoded samples of a tiny Kontext."""
+    place = RunFolder(folder=folder / "run", cache=folder / "cache")
+    cache = TensorCache(place.cache)
+    generator, lines = torch.Generator().manual_seed(1), []
+    for number in range(4):
+        for kind in ("target", "reference"):
+            latent = torch.randn(16, 4, 4, generator=generator)
+            cache.write(f"{kind}{number:03d}", {"latent": latent})
+        prompt = {
+            "context": torch.randn(5, 16, generator=generator),
+            "pooled": torch.randn(8, generator=generator),
+        }
+        cache.write(f"prompt{number:03d}", prompt)
+        entry = SampleEntry(
+            id=str(number),
+            task="edit",
+            instruction="x",
+            target=f"target{number:03d}",
+            references=[f"reference{number:03d}"],
+            prompts={"full": f"prompt{number:03d}"},
+            shapes=[[16, 4, 4], [16, 4, 4]],
+            has_source=True,
+        )
+        lines.append(json.dumps(dataclasses.asdict(entry)) + "\n")
+    write_text(place.manifest(32), "".join(lines))
+    config = RunConfig(
+        name="run",
+        family="kontext",
+        base={"transformer": str(base or saved_flux(folder, tiny_flux()))},
+        stages=(StageConfig(**{"resolution": 32, "batch_size": 2, "steps": steps, **stage}),),
+        adapter=AdapterConfig(rank=2, alpha=2),
+        memory=MemoryConfig(precision="fp32"),
+        validation=ValidationConfig(fraction=0.0),
+        output=OutputConfig(checkpoint_every=50, sample_every=0),
+    )
+    return RunFile(config=config, cache=str(place.cache), device="cpu")
+
+
+def in_this_process(run: RunFile, folder: Path, heard, processes: int) -> int:
+    """`run_once` without starting an interpreter."""
+    run.write(folder)
+    return process.main(folder)
+
+
+def test_the_process_trains_tells_is_cancelled_and_continues(
+    tmp_path: Path,
+) -> None:
+    run, folder, heard = kontext_run(tmp_path, steps=100_000), tmp_path / "run", []
+    run.write(folder)
+    with Worker(folder) as worker:
+        for event in worker.events():
+            heard.append(event)
+            if event and event["event"] == "step" and event["step"] >= 3:
+                break
+        worker.cancel()
+        assert worker.wait() == 0
+    kinds = [event["event"] for event in heard if event]
+    assert kinds[:3] == ["plan", "started", "stage"]
+    assert "memory plan (estimate)" in heard[[e and e["event"] for e in heard].index("plan")]["text"]
+    stopped = checkpoint_steps(folder / "checkpoints")[-1]
+    assert stopped >= 3
+    assert read_metrics(folder)[-1]["event"] == "cancelled"
+
+    longer = dataclasses.replace(run.config.stages[0], steps=stopped + 2)
+    again = dataclasses.replace(run, config=dataclasses.replace(run.config, stages=(longer,)))
+    (folder / "cancel").unlink()  # as a new Worker does
+    assert in_this_process(again, folder, heard.append, 1) == 0
+    assert [e["step"] for e in read_metrics(folder) if e["event"] == "started"] == [0, stopped]
+    assert read_metrics(folder)[-1] | {"time": 0} == {
+        "event": "finished", "step": stopped + 2, "best_step": None, "time": 0,
+    }  # fmt: skip
+    lora = load_file(folder / "exports" / "last.safetensors")
+    assert "transformer.transformer_blocks.0.attn.to_q.lora_A.weight" in lora
+    steps = [e["step"] for e in read_metrics(folder) if e["event"] == "step"]
+    assert steps == list(range(1, stopped + 3))
+
+
+def test_a_refused_run_ends_with_its_reason(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    run, folder = kontext_run(tmp_path, steps=2, base=tmp_path / "gone.safetensors"), tmp_path / "run"
+    run.write(folder)
+    assert process.main(folder) == process.EXIT_REFUSED
+    (line,) = capfd.readouterr().out.splitlines()
+    assert "no base model" in json.loads(line)["message"]
+    assert [event["event"] for event in read_metrics(folder)] == ["error"]
+
+    def start(run, folder, heard, processes):
+        heard({"event": "error", "step": 0, "message": "no base model"})
+        (folder / "worker.log").write_text("last words")
+        return process.EXIT_REFUSED
+
+    with pytest.raises(TrainingError, match=r"(?s)^no base model\n\nEnd of .*worker\.log:\nlast words"):
+        run_with_ladder(run, folder, encode=lambda config: None, heard=lambda event: None, start=start)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    lock = run_lock(tmp_path / "run")
+    try:
+        with pytest.raises(BlockingIOError, match="another process is training the run 'run'"):
+            run_lock(tmp_path / "run")
+    finally:
+        lock.release()
+    run_lock(tmp_path / "run").release()
+
+
+def test_out_of_memory_walks_down_the_ladder_three_times_at_most_and_remembers(tmp_path: Path) -> None:
+    run = kontext_run(tmp_path, steps=2, resolution=1024)
+    seen, told, encoded = [], [], []
+
+    def starving(run_file, folder, heard, processes):
+        seen.append(run_file.config)
+        heard({"event": "out_of_memory", "step": 1, "message": "CUDA out of memory"})
+        return EXIT_OUT_OF_MEMORY
+
+    with pytest.raises(TrainingError, match="CUDA out of memory"):
+        run_with_ladder(run, tmp_path / "run", encode=encoded.append, heard=told.append, start=starving)
+    assert len(seen) == len(encoded) == 4
+    assert not seen[0].memory.offload_activations
+    assert seen[1].memory.offload_activations
+    assert seen[2].memory.stream_base
+    assert [event["restart"] for event in told if event["event"] == "ladder"] == [1, 2, 3]
+    continued = laddered(run.config, tmp_path / "run")
+    assert continued.memory.stream_base
+
+
+def test_the_ladder_goes_from_recomputing_to_smaller_targets() -> None:
+    config = RunConfig(
+        name="x",
+        family="kontext",
+        stages=(StageConfig(resolution=512),),
+        memory=MemoryConfig(gradient_checkpointing=False),
+    )
+    words = []
+    while (rung := next_rung(config)) is not None:
+        config, said = rung
+        words.append(said)
+    assert words == [
+        "activations are recomputed",
+        "kept activations move to host memory",
+        "the base moves to host memory and is streamed",
+        "references shrink to 384 px",
+        "references shrink to 256 px",
+        "targets shrink to 384 px",
+        "targets shrink to 256 px",
+    ]
+    assert config.reference_resolution == 256
+
+
+def test_no_cuda_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="wants a CUDA device and PyTorch finds none"):
+        chosen_device("cuda", 0)
+
+
+def test_a_cancel_file_a_signal_or_a_dead_owner_stop_the_process(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        alone = process.cancel_watch(tmp_path, watch_parent=False)
+        assert not alone()
+        (tmp_path / "cancel").touch()
+        assert alone()
+        (tmp_path / "cancel").unlink()
+        owned = process.cancel_watch(tmp_path, watch_parent=True)
+        assert owned()  # no heartbeat at all
+        (tmp_path / "heartbeat").touch()
+        assert not owned()
+        old = time.time() - process.HEARTBEAT_LIMIT - 1
+        os.utime(tmp_path / "heartbeat", (old, old))
+        assert owned()
+        told = process.cancel_watch(tmp_path, watch_parent=False)
+        signal.raise_signal(signal.SIGTERM)
+        assert told()
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+
+
+def test_two_processes_equal_one_at_the_same_global_batch(tmp_path: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        place = tmp_path / str(processes)
+        place.mkdir()
+        run = kontext_run(place, steps=2, batch_size=2, gradient_accumulation=2)
+        heard = []
+        code = (in_this_process if processes == 1 else run_once)(run, place / "run", heard.append, processes)
+        assert code == 0, (place / "run" / "worker.log").read_text()[-1500:]
+        losses = [event["loss"] for event in read_metrics(place / "run") if event["event"] == "step"]
+        results.append((losses, load_file(place / "run" / "exports" / "last.safetensors")))
+    (one_losses, one), (two_losses, two) = results
+    assert two_losses == pytest.approx(one_losses, rel=1e-4)
+    assert len(two_losses) == 2
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-6)

@@ -1,0 +1,196 @@
+"""Named starting points: what fits a card, what the paper did, what hobby trainers use.
+
+None of the memory presets was run on the card it is named after; they follow published numbers of other
+trainers and the plan in `memory.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from .config import (
+    AdapterConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    OutputConfig,
+    RunConfig,
+    StageConfig,
+    ValidationConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """Everything a preset decides; single values may be put in its place."""
+
+    stage: StageConfig
+    memory: MemoryConfig
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reference_resolution: int = 0
+
+
+HOBBY_STAGE = StageConfig(
+    resolution=512, batch_size=1, gradient_accumulation=2, learning_rate=1e-4, steps=2000
+)
+PRESETS = {
+    "hobby": Preset(stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8")),
+    "8 GB": Preset(
+        stage=HOBBY_STAGE,
+        memory=MemoryConfig(precision="fp8", stream_base=True, offload_activations=True),
+        reference_resolution=512,
+    ),
+    "12 GB": Preset(stage=HOBBY_STAGE, memory=MemoryConfig(precision="nf4")),
+    "16 GB": Preset(
+        stage=dataclasses.replace(HOBBY_STAGE, resolution=768),
+        memory=MemoryConfig(precision="nf4"),
+        reference_resolution=512,
+    ),
+    "24 GB": Preset(
+        stage=dataclasses.replace(HOBBY_STAGE, resolution=1024), memory=MemoryConfig(precision="int8")
+    ),
+    "paper": Preset(
+        # Batch and rate: arXiv 2510.06679 section 3.2. Rank 256 is the successor's (arXiv 2512.22525);
+        # resolution and length are chosen, not published.
+        stage=StageConfig(
+            resolution=1024, batch_size=1, gradient_accumulation=16, learning_rate=5e-6, steps=10_000
+        ),
+        memory=MemoryConfig(precision="bf16"),
+        adapter=AdapterConfig(rank=256, alpha=256),
+    ),
+    "references for less": Preset(
+        stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8", reference_attention="exact")
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overrides:
+    """What the user sets in the node; 0 or an empty word leaves the preset's value."""
+
+    steps: int = 0
+    learning_rate: float = 0.0
+    rank: int = 0
+    batch_size: int = 0
+    gradient_accumulation: int = 0
+    resolution: int = 0
+    precision: str = ""
+
+
+def chosen_stage(stage: StageConfig, chosen: Overrides) -> StageConfig:
+    """The preset's stage with the user's values."""
+    names = ("steps", "learning_rate", "batch_size", "gradient_accumulation", "resolution")
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name)}
+    return dataclasses.replace(stage, **given)
+
+
+def lora_run(
+    *, name: str, family: str, task: str, base: dict[str, str], preset: str, chosen: Overrides, seed: int
+) -> RunConfig:
+    """The config of a LoRA run; ValueError on an unknown preset or a value out of bounds."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}; choose one of {', '.join(PRESETS)}")
+    start = PRESETS[preset]
+    stage = chosen_stage(start.stage, chosen)
+    adapter = start.adapter
+    if chosen.rank:
+        adapter = dataclasses.replace(adapter, rank=chosen.rank, alpha=chosen.rank)
+    memory = start.memory
+    if chosen.precision:
+        memory = dataclasses.replace(memory, precision=chosen.precision)
+    dropout = ObjectiveConfig(condition_dropout=0.1) if family == "omnigen" else ObjectiveConfig()
+    return RunConfig(
+        name=name,
+        family=family,
+        task=task,
+        base=base,
+        stages=(stage,),
+        reference_resolution=start.reference_resolution,
+        adapter=adapter,
+        optimizer=start.optimizer,
+        objective=dropout,
+        memory=memory,
+        output=output_for(stage.steps),
+        validation=validation_for(stage.steps),
+        seed=seed,
+    )
+
+
+def output_for(steps: int) -> OutputConfig:
+    """Checkpoints and pictures about eight times in a run."""
+    every = max(1, min(250, steps // 8))
+    return OutputConfig(checkpoint_every=every, sample_every=every)
+
+
+def validation_for(steps: int) -> ValidationConfig:
+    """A held-out loss about twenty times in a run."""
+    return ValidationConfig(every=max(1, min(100, steps // 20)))
+
+
+def vlm_run(*, name: str, folder: str, chosen: Overrides, full: bool, seed: int) -> RunConfig:
+    """A prompt translator's run: rate 1e-5 in full (arXiv 2510.06679), the rest is chosen."""
+    stage = StageConfig(
+        resolution=512, batch_size=1, gradient_accumulation=8, learning_rate=1e-5 if full else 1e-4, steps=500
+    )
+    stage = chosen_stage(stage, chosen)
+    rank = chosen.rank or 64
+    return RunConfig(
+        name=name,
+        family="vlm",
+        task="all",
+        base={"vlm": folder},
+        stages=(stage,),
+        adapter=None if full else AdapterConfig(rank=rank, alpha=rank),
+        optimizer=OptimizerConfig(schedule="cosine", warmup_steps=min(20, stage.steps // 10)),
+        memory=MemoryConfig(precision=chosen.precision or "bf16"),
+        output=dataclasses.replace(output_for(stage.steps), sample_every=0),
+        validation=validation_for(stage.steps),
+        seed=seed,
+    )
+
+
+def parse_stages(text: str) -> tuple[StageConfig, ...]:
+    """Stages from lines `resolution batch learning_rate steps`; ValueError names the line that is none."""
+    stages = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        try:
+            resolution, batch, rate, steps = int(words[0]), int(words[1]), float(words[2]), int(words[3])
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"stages, line {number}: {line.strip()!r} is not `resolution batch learning_rate steps`, for "
+                "example `256 16 1e-4 2000`"
+            ) from error
+        stages.append(StageConfig(resolution=resolution, batch_size=batch, learning_rate=rate, steps=steps))
+    if not stages:
+        raise ValueError("stages is empty; write one line `resolution batch learning_rate steps` per stage")
+    return tuple(stages)
+
+
+def dreamomni_run(
+    *, name: str, base: dict[str, str], options: dict[str, str | int | float | bool], stages: str, seed: int
+) -> RunConfig:
+    """Full training of a DreamOmni network on text-to-image and editing samples together."""
+    parsed = parse_stages(stages)
+    total = sum(stage.steps for stage in parsed)
+    return RunConfig(
+        name=name,
+        family="dreamomni",
+        task="all",
+        base=base,
+        options=options,
+        stages=parsed,
+        adapter=None,
+        optimizer=OptimizerConfig(
+            weight_decay=0.01, beta2=0.99, ema_decay=0.999, schedule="constant_with_warmup", warmup_steps=100
+        ),
+        objective=ObjectiveConfig(condition_dropout=0.1),
+        memory=MemoryConfig(precision="bf16", gradient_checkpointing=False),
+        output=output_for(total),
+        validation=validation_for(total),
+        seed=seed,
+    )
