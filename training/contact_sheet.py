@@ -42,18 +42,17 @@ def draw_row(row: SheetRow, side: int, width: int) -> Image.Image:
     words = wrapped(row.text, normal, width - 2 * GAP)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text_height = int(measure.multiline_textbbox((0, 0), words, font=normal)[3])
-    label_height = int(measure.textbbox((0, 0), "Ag", font=small)[3]) + 4
+    line_height = int(measure.textbbox((0, 0), "Ag", font=small)[3]) + 4
+    label_height = line_height * (2 if row.heading else 1)
     strip = Image.new("RGB", (width, side + label_height + text_height + 3 * GAP), PAPER)
     pen = ImageDraw.Draw(strip)
     for place, (name, image) in enumerate(row.pictures):
         left, top = GAP + place * (side + GAP), GAP // 2 + label_height
         shown = fitted(image, side)
-        pen.text((left, GAP // 2), name, fill=FAINT, font=small)
+        pen.text((left, top - line_height), name, fill=FAINT, font=small)
         strip.paste(shown, (left, top))
         pen.rectangle((left - 1, top - 1, left + shown.width, top + shown.height), outline=FRAME)
-    if row.heading:
-        right = width - GAP - measure.textlength(row.heading, font=small)
-        pen.text((right, GAP // 2), row.heading, fill=FAINT, font=small)
+    pen.text((GAP, GAP // 2), row.heading, fill=INK, font=small)
     pen.multiline_text((GAP, side + label_height + GAP), words, fill=INK, font=normal)
     pen.line((0, strip.height - 1, width, strip.height - 1), fill=FRAME)
     return strip

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from ..datasets.records import decode_picture
-from .words import NUMBERS
 
 SUFFIXES = frozenset({".png", ".webp", ".svg", ".gif"})
 EMOJI_GROUPS = frozenset({0, 3, 4, 5, 6, 7})
@@ -38,6 +37,13 @@ class StickerFile:
     """Name inside an iconify file."""
 
 
+HEAD_END = re.compile(r" (?:of|with|on|in|and|for|facing|without) ")
+"""What follows the noun that decides between one and several."""
+
+SKIN_TONE = re.compile(r"-(?:medium-)?(?:light|medium|dark)$")
+"""Ends of iconify names of people in further skin tones."""
+
+
 def clean_noun(caption: str) -> str:
     """A caption as a singular noun without article: `A frog.` -> `frog`, `grapes` -> `picture of grapes`."""
     words = re.split(r"[.;:(\n]", caption.replace("_", " ").strip(), maxsplit=1)[0].strip(" ,-")
@@ -46,7 +52,7 @@ def clean_noun(caption: str) -> str:
     if not words[1:2].isupper():
         words = words[:1].lower() + words[1:]
     words = " ".join(words.split())
-    several = words.split(" ")[0] in NUMBERS[1:] or re.search(r"[^sui]s$", words.split(" of ")[0])
+    several = re.search(r"[^sui]s$", HEAD_END.split(words)[0])
     return f"picture of {words}" if several and not leading else words
 
 
@@ -84,7 +90,7 @@ def file_caption(path: Path, emoji: dict[str, str]) -> str | None:
         lines = note.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if lines:
             return lines[0]
-    if emoji and re.fullmatch(r"[0-9a-fA-F]{2,6}(-[0-9a-fA-F]{2,6})*", path.stem):
+    if emoji and re.match(r"(?=\w*\d)[0-9a-fA-F]{2,6}(-|$)", path.stem):
         return emoji.get(emoji_code(path.stem))
     return words_of_name(path.stem)
 
@@ -109,10 +115,11 @@ def emoji_names(folder: Path) -> dict[str, str]:
 
 def iconify_stickers(path: Path, folder: Path) -> list[StickerFile]:
     """The icons of an iconify JSON file, by name."""
-    place = path.relative_to(folder).as_posix()
+    place, icons = path.relative_to(folder).as_posix(), iconify_icons(path)["icons"]
     return [
         StickerFile(key=f"{place}#{name}", noun=clean_noun(words_of_name(name)), path=path, icon=name)
-        for name in sorted(iconify_icons(path)["icons"])
+        for name in sorted(icons)
+        if SKIN_TONE.sub("", name) == name or SKIN_TONE.sub("", name) not in icons
     ]
 
 

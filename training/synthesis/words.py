@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
-NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 SOUNDS_LIKE_CONSONANT = re.compile(
     r"(?:uni(?!n)|us[aeiu]|ut[ie]|eu|ewe|one\b|once\b|ukulele|ufo\b)", re.IGNORECASE

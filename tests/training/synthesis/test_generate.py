@@ -235,7 +235,8 @@ def test_an_emoji_package_is_joined_with_its_labels(tmp_path: Path) -> None:
 def test_iconify_files_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     body = '<circle cx="16" cy="16" r="12" fill="#f00"/>'
-    (tmp_path / "icons.json").write_text(json.dumps({"width": 32, "icons": {"red-ball": {"body": body}}}))
+    icons = {name: {"body": body} for name in ("red-ball", "red-ball-medium-dark")}
+    (tmp_path / "icons.json").write_text(json.dumps({"width": 32, "icons": icons}))
     (file,) = find_stickers(tmp_path)
     assert file.noun == "red ball"
     made = Synthesizer(recipe_for(64, 64, tasks=("text_to_image",), stickers_folder=str(tmp_path)))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pack.dit.dreamomni.drag import fit_motion, parse_drag_prompt
 from pack.training.synthesis.config import TASK_WEIGHTS, SynthesisConfig, recipe_for
+from pack.training.synthesis.edges import canny
 from pack.training.synthesis.naming import matches, ways_to_name
 from pack.training.synthesis.palette import COLOURS, MARK_COLOURS
 from pack.training.synthesis.render import Renderer
@@ -21,7 +22,7 @@ from pack.training.synthesis.scene import Scene, scene_from_json
 from pack.training.synthesis.shapes import SHAPES
 from pack.training.synthesis.words import grammar_faults
 from pack.training.synthesis.workshop import circle_gap
-from PIL import Image
+from PIL import Image, ImageFilter
 
 MARKED = ("inpaint", "outpaint", "segment", "detect")
 REFERENCED = ("reference_add", "reference_replace", "reference_attribute")
@@ -232,6 +233,27 @@ def test_control_maps() -> None:
     (segments,) = samples("control_segmentation", 1, width=128, height=128)
     colours = {tuple(colour) for colour in segments.references[0].reshape(-1, 3)}
     assert len(colours) == 1 + len(segments.plan.target.objects)
+
+
+def test_edges_come_from_whichever_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    picture = samples("control_canny", 1, width=128, height=128)[0].target
+    drawn = {}
+    for hidden, package in (("cv2", "skimage"), ("skimage", "cv2")):
+        if found(package) is None:
+            continue
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, hidden=hidden: None if name == hidden else found(name)
+        )
+        drawn[package] = canny(picture)[..., 0] > 0
+        assert 0.005 < drawn[package].mean() < 0.2
+    assert drawn
+    if len(drawn) == 2:
+        # Both find the same outlines, within a pixel or two.
+        near = np.asarray(Image.fromarray(drawn["cv2"]).convert("L").filter(ImageFilter.MaxFilter(5))) > 0
+        assert near[drawn["skimage"]].mean() > 0.9
 
 
 def test_a_missing_edge_detector_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

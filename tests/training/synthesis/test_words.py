@@ -97,6 +97,9 @@ def test_every_task_has_at_least_four_wordings_without_doubles() -> None:
         ("cactus", "cactus"),
         ("glass of milk", "glass of milk"),
         ("USA map", "USA map"),
+        ("four leaf clover", "four leaf clover"),
+        ("face with spiral eyes", "face with spiral eyes"),
+        ("glasses for reading", "picture of glasses for reading"),
     ],
 )
 def test_captions_become_singular_nouns(caption: str, noun: str) -> None:
