@@ -73,12 +73,13 @@ def use_castable_layers(model: nn.Module, compute_dtype: torch.dtype) -> None:
 
 def castable_layer(layer: nn.Module, compute_dtype: torch.dtype) -> nn.Module:
     """ComfyUI's counterpart of `layer` with the same parameters."""
+    operations = operations_for(layer, compute_dtype)
     if isinstance(layer, nn.Linear):
-        return linear_like(layer, comfy.ops.manual_cast.Linear)
+        return linear_like(layer, operations.Linear)
     if isinstance(layer, nn.Embedding):
         return CastEmbedding(layer.weight, compute_dtype)
     if isinstance(layer, nn.LayerNorm):
-        norm = comfy.ops.manual_cast.LayerNorm(list(layer.normalized_shape), eps=layer.eps, device="meta")
+        norm = operations.LayerNorm(list(layer.normalized_shape), eps=layer.eps, device="meta")
         return adopt(norm, layer)
     if isinstance(layer, nn.Conv3d):
         return patch_projection(layer, compute_dtype)
@@ -88,6 +89,15 @@ def castable_layer(layer: nn.Module, compute_dtype: torch.dtype) -> nn.Module:
         f"this version of transformers builds the VLM with a layer this pack does not know "
         f"({type(layer).__name__}); use a transformers version the pack names in its requirements."
     )
+
+
+def operations_for(layer: nn.Module, compute_dtype: torch.dtype) -> type[comfy.ops.disable_weight_init]:
+    """Layers that cast at every call, or, where there is nothing to cast, only while they are offloaded.
+
+    The second kind costs nothing over torch's own; at one token a time the first would cost several per cent.
+    """
+    formats = {parameter.dtype for parameter in layer.parameters(recurse=False)}
+    return comfy.ops.disable_weight_init if formats == {compute_dtype} else comfy.ops.manual_cast
 
 
 def patch_projection(layer: nn.Conv3d, compute_dtype: torch.dtype) -> PatchProjection:
@@ -107,7 +117,7 @@ def rms_norm(layer: Any) -> CastRMSNorm:
     return CastRMSNorm(layer.weight, layer.variance_epsilon)
 
 
-def linear_like(layer: nn.Linear, kind: type[comfy.ops.manual_cast.Linear]) -> nn.Module:
+def linear_like(layer: nn.Linear, kind: type[comfy.ops.disable_weight_init.Linear]) -> nn.Module:
     """A linear layer of `kind` with the parameters of `layer`."""
     twin = kind(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     return adopt(twin, layer)

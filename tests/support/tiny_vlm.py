@@ -84,9 +84,11 @@ def build_model(family: str, seed: int = 0, **text: object) -> torch.nn.Module:
         "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
     }
     config_kind, model_kind = kinds[family]
+    language = {**TEXT, **text, "bos_token_id": 151643, "eos_token_id": 151645}
+    joint = {"qwen2_5_vl": "out_hidden_size", "qwen2_vl": "hidden_size"}[family]
     config = config_kind(
-        text_config={**TEXT, **text, "bos_token_id": 151643, "eos_token_id": 151645},
-        vision_config=VISION[family],
+        text_config=language,
+        vision_config={**VISION[family], joint: language["hidden_size"]},
         tie_word_embeddings=False,
         **SPECIAL_IDS,
     )
