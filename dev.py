@@ -4,7 +4,7 @@
     python dev.py demo           from an empty folder to a picture in output/
     python dev.py test           every check and test (or --fast, --e2e, --browser)
     python dev.py bench [topic]  the benchmarks
-    python dev.py locales        write locales/ and node_list.json again from the nodes
+    python dev.py locales        write locales/, node_list.json and README tables from the nodes
     python dev.py check          ruff and the type check alone
 
 COMFYUI_DIR chooses another ComfyUI than the pinned one.
@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         part.add_argument(f"--{name}", dest="part", action="store_const", const=name)
     bench = commands.add_parser("bench", help="run the benchmarks")
     bench.add_argument("topic", nargs="?")
-    commands.add_parser("locales", help="write locales/ and node_list.json")
+    commands.add_parser("locales", help="write locales/, node_list.json and README tables")
     commands.add_parser("check", help="ruff and the type check")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "test":

@@ -1,4 +1,4 @@
-"""The pack's names and tooltips as ComfyUI's locale files, and its node list for scanners, from the nodes."""
+"""What is written from the nodes: ComfyUI's locale files, the list for scanners, README tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .places import PACK_FOLDER, ROOT, SetupError
+from .readme import filled_readme
 from .server import Server
 
 OUR_MODULE = f"custom_nodes.{PACK_FOLDER}"
@@ -33,10 +34,13 @@ def written_files(object_info: dict[str, Any]) -> dict[Path, str]:
         "locales/en/main.json": {"nodeCategories": categories(object_info)},
         "node_list.json": node_list(object_info),
     }
-    return {
-        ROOT / name: json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        for name, value in contents.items()
-    }
+    files = {ROOT / name: as_json(value) for name, value in contents.items()}
+    return {**files, ROOT / "README.md": filled_readme(our_nodes(object_info))}
+
+
+def as_json(value: dict[str, Any]) -> str:
+    """The form the files are kept in."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def our_nodes(object_info: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +56,9 @@ def node_list(object_info: dict[str, Any]) -> dict[str, str]:
 
 
 def categories(object_info: dict[str, Any]) -> dict[str, str]:
-    """Every part of the nodes' menu paths -> how it is shown."""
-    parts = {part for info in our_nodes(object_info).values() for part in info["category"].split("/")}
-    return {part: part for part in sorted(parts)}
+    """The roots of the nodes' menu paths -> how they are shown; the stages below have ComfyUI's own names."""
+    roots = {info["category"].partition("/")[0] for info in our_nodes(object_info).values()}
+    return {root: root for root in sorted(roots)}
 
 
 def node_definitions(object_info: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from live_server import LiveServer
 from pack.host.browser import FLAGS, find_browser
+from pack.host.demo import template_address
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.DreamOmniReferenceSet"
@@ -35,6 +36,16 @@ def open_frontend(browser: Browser, live_server: LiveServer, path: str = "/") ->
 
 def is_ours(line: ConsoleMessage) -> bool:
     return line.type == "error" and not any(word in line.text for word in NOT_OURS)
+
+
+@pytest.fixture
+def template_page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
+    """A page opened at the address `dev.py demo --serve` prints."""
+    opened = open_frontend(
+        browser, live_server, template_address(live_server.client).removeprefix(live_server.url)
+    )
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from live_server import LiveServer
 from pack.host.locales import OUR_MODULE, node_list
+from pack.host.places import ROOT
 
 pytestmark = pytest.mark.e2e
 
@@ -18,6 +19,25 @@ def test_the_pack_loads_without_a_complaint(live_server: LiveServer) -> None:
     log = live_server.server.log_tail(1000)
     assert "IMPORT FAILED" not in log
     assert "Error while calling comfy_entrypoint" not in log
+
+
+def test_every_node_has_a_help_page(live_server: LiveServer) -> None:
+    for name, info in our_nodes(live_server).items():
+        assert (ROOT / "web" / "docs" / f"{name}.md").is_file(), f"no help page for {name}"
+        page = live_server.client.request(f"/extensions/dreamomni/docs/{name}.md").decode()
+        inputs = [key for group in ("required", "optional") for key in info["input"].get(group) or {}]
+        missing = [key for key in inputs if key not in page and family_of(key) not in page]
+        assert not missing, f"web/docs/{name}.md does not explain {missing}"
+
+
+def family_of(name: str) -> str:
+    """`image_` of `image_3`: a page may explain numbered inputs together."""
+    return name.rstrip("0123456789")
+
+
+def test_no_help_page_is_left_without_a_node(live_server: LiveServer) -> None:
+    pages = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
+    assert pages == set(our_nodes(live_server))
 
 
 def test_the_list_for_scanners_names_every_node(live_server: LiveServer) -> None:
