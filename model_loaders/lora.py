@@ -76,7 +76,7 @@ def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora
     Raises ValueError if the file belongs to another model, FileNotFoundError if there is none.
     """
     weights = lora_weights(name)
-    places = comfy.lora.model_lora_keys_unet(model.model, {}) | omnigen_places(model.model)
+    places = lora_places(model)
     if not any(in_model(key, places) for key in weights):
         raise ValueError(
             f"the LoRA {name} is for another model: none of its {len(weights)} keys "
@@ -88,6 +88,20 @@ def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora
     patched = model.clone()
     patched.add_patches(patches, strength)
     return patched, AppliedLora(name, len(patches), tuple(unmatched_names(weights, places)))
+
+
+def lora_places(model: Any) -> dict[str, Any]:
+    """LoRA module names -> weights of the MODEL; also bare and diffusers-prefixed ones for networks of ours.
+
+    ComfyUI knows those two spellings only for the networks it has a table of.
+    """
+    places = comfy.lora.model_lora_keys_unet(model.model, {}) | omnigen_places(model.model)
+    for name, place in list(places.items()):
+        bare = name.removeprefix("diffusion_model.")
+        if bare != name:
+            places.setdefault(bare, place)
+            places.setdefault(f"transformer.{bare}", place)
+    return places
 
 
 def lora_weights(name: str) -> dict[str, Tensor]:

@@ -188,6 +188,24 @@ def test_lora_files_with_comfyui_names_change_the_named_weights(tmp_path, names)
     assert (expected - unpatched).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("prefix", ["base_model.model.", "transformer.", "transformer.base_model.model.", ""])
+def test_peft_files_are_read_by_the_task_lora(tmp_path, models_dir, prefix) -> None:
+    from pack.model_loaders.lora import apply_lora
+
+    model = load(write_network(tmp_path / "toy"))
+    target = "decoder.0.merge_noise"
+    down, up = draw(2, 64, seed=21), draw(32, 2, seed=22)
+    lora = {f"{prefix}{target}.lora_A.weight": down, f"{prefix}{target}.lora_B.weight": up}
+    save_file(lora, models_dir / "loras" / "peft.safetensors")
+    patched, report = apply_lora(model, "peft.safetensors", 0.5)
+    assert (report.num_modules, report.unmatched) == (1, ())
+    weights = random_weights(toy_config())
+    weights[f"{target}.weight"] = weights[f"{target}.weight"] + 0.5 * up @ down
+    positive = conditioning()
+    expected = by_hand(toy_config(), weights, positive, draw(1, 48, 8, 6, seed=9))
+    torch.testing.assert_close(sample(patched, positive), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e5m2", "bf16"])
 def test_smaller_storage_is_stored_small_and_stays_near(tmp_path, weight_dtype) -> None:
     from pack.model_loaders.dreamomni import WEIGHT_DTYPES

@@ -10,6 +10,7 @@ FAMILIES = {
     "dreamomni": "DreamOmniFamily",
     "kontext": "KontextFamily",
     "omnigen": "OmniGenFamily",
+    "small_vae": "SmallVaeFamily",
     "vlm": "VlmFamily",
 }
 
