@@ -20,6 +20,7 @@ from .dreamomni_setup import LATENT, write_latent
 
 KL_WEIGHT = 1e-4
 FITTED_PICTURES = 64
+FIRST_LOGVAR = -6.0
 SIZES = ("downscale", "latent_channels", "width", "max_width", "blocks", "norm_groups")
 
 
@@ -61,7 +62,9 @@ class SmallVaeFamily(Family):
         sizes = {name: int(config.options[name]) for name in SIZES if name in config.options}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return KeptPictures(SmallVAEConfig(**sizes)).to(device)
+            fresh = KeptPictures(SmallVAEConfig(**sizes))
+        start_certain(fresh)
+        return fresh.to(device)
 
     def adapter_targets(self, config: RunConfig) -> list[str]:
         """None: it is trained whole."""
@@ -120,6 +123,14 @@ class SmallVaeFamily(Family):
         files = save_vae(folder, vae)
         write_latent(folder / LATENT, measured_latent(vae, network.kept))
         return [*files, folder / LATENT]
+
+
+@torch.no_grad()
+def start_certain(vae: SmallVAE) -> None:
+    """Let a fresh VAE draw its latents with little noise, so that pictures are learnt before noise is."""
+    last = vae.encoder[-1]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    last.bias[vae.config.latent_channels :] = FIRST_LOGVAR
 
 
 @torch.no_grad()

@@ -311,7 +311,7 @@ def test_a_small_vae_is_trained_and_measured(tmp_path) -> None:
     shown = torch.einsum("bchw,cr->brhw", seen, torch.tensor(spec.rgb_factors))
     shown = shown + torch.tensor(spec.rgb_bias).view(1, 3, 1, 1)
     small = torch.nn.functional.interpolate(pictures, (4, 4), mode="area")
-    assert (shown - small).square().mean() < 0.8 * small.var()
+    assert (shown - small).square().mean() < 0.9 * small.var()
     assert network_config(run_config(base={"vae": str(folder)}, options={})).latent == spec
 
 
