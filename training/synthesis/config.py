@@ -107,7 +107,8 @@ class SynthesisConfig:
     max_overlap: float = 0.0
     """How far the circles of two objects may reach into each other, as a share of the smaller radius."""
     margin: float = 0.02
-    """Least distance of an object from the edge of the canvas, as a share of the shorter side."""
+    """Least distance of an object from the edge of the canvas, as a share of the shorter side; a negative one
+    lets objects leave the canvas by so much."""
     backgrounds: tuple[str, ...] = ("plain", "gradient", "photo")
     """Kinds in use; `photo` only with a folder of photos."""
     sticker_share: float = 0.6

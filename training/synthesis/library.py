@@ -18,8 +18,14 @@ from .stickers import StickerFile, find_stickers, load_sticker
 
 Kept = TypeVar("Kept")
 
-KEPT = 48
-"""Decoded pictures kept in memory."""
+KEPT = 32
+"""Decoded pictures kept in memory, each no larger than the canvas needs."""
+
+SMALLEST_CROP = 0.7
+"""Least part of a photo that a background shows."""
+
+LARGEST_STICKER = 1024
+"""Pixels a sticker is kept at, longer side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +77,7 @@ class Library:
         self, key: str, size: tuple[int, int], crop: tuple[float, float, float], depth: bool = False
     ) -> NDArray[np.uint8]:
         """(height, width, 3) part of a photo, or of its depth map, that fills a canvas of `size`."""
-        image = self._remember(("photo", key, depth), lambda: self._photo(key, depth))
+        image = self._remember(("photo", key, depth, size), lambda: self._photo(key, depth, size))
         share = min(image.width / size[0], image.height / size[1]) * crop[2]
         wide, high = size[0] * share, size[1] * share
         left, top = (image.width - wide) * crop[0], (image.height - high) * crop[1]
@@ -89,11 +95,12 @@ class Library:
 
     def _measured(self, key: str) -> tuple[Image.Image, float]:
         image = load_sticker(self.stickers[key])
+        image.thumbnail((LARGEST_STICKER, LARGEST_STICKER), Image.Resampling.LANCZOS)
         rows, columns = np.nonzero(np.asarray(image.getchannel("A")) > 8)
         distances = np.hypot(columns + 0.5 - image.width / 2, rows + 0.5 - image.height / 2)
         return image, float(distances.max()) + 0.5
 
-    def _photo(self, key: str, depth: bool) -> Image.Image:
+    def _photo(self, key: str, depth: bool, size: tuple[int, int]) -> Image.Image:
         photo = self.photos[key]
         path = photo.depth if depth else photo.path
         if path is None:
@@ -101,7 +108,12 @@ class Library:
         image = decode_picture(path, str(path))
         if depth and image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
-        return flatten_on_white(image)
+        image = flatten_on_white(image)
+        # The smallest crop still fills the canvas; a whole folder of camera pictures would not fit in memory.
+        factor = min(image.width / size[0], image.height / size[1]) * SMALLEST_CROP
+        return (
+            image.resize((round(image.width / factor), round(image.height / factor))) if factor > 1 else image
+        )
 
     def _remember(self, key: tuple, load: Callable[[], Kept]) -> Kept:
         if key not in self._kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import json
@@ -123,6 +124,7 @@ def iconify_stickers(path: Path, folder: Path) -> list[StickerFile]:
     ]
 
 
+@functools.lru_cache(maxsize=4)
 def iconify_icons(path: Path) -> dict[str, Any]:
     """The parsed file; raises ValueError if it is not iconify's format."""
     data = json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .config import SynthesisConfig
 from .dice import Dice
-from .library import Library
+from .library import SMALLEST_CROP, Library
 from .naming import name_of
 from .palette import BACKGROUNDS, COLOURS, MIN_CONTRAST, distance
 from .scene import Background, Scene, SceneObject, Sprite, Style
@@ -57,7 +57,7 @@ class Workshop:
         ]
         kind = dice.choice(usable or ["plain"])
         if kind == "photo":
-            crop = (dice.uniform(0, 1), dice.uniform(0, 1), dice.uniform(0.7, 1.0))
+            crop = (dice.uniform(0, 1), dice.uniform(0, 1), dice.uniform(SMALLEST_CROP, 1.0))
             return Background(
                 kind="photo", colours=(), photo=dice.choice(list(self.library.photos)), crop=crop
             )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.synthesis.stickers import find_stickers
+from pack.training.synthesis.stream import SyntheticDataset
 from pack.training.synthesis.writers import FolderWriter, ShardWriter
 from PIL import Image, ImageDraw
 
@@ -285,3 +287,44 @@ def test_bad_sticker_and_background_folders(tmp_path: Path, monkeypatch: pytest.
     (cuts / "icons.json").write_text("[]")
     with pytest.raises(ValueError, match=r"icons.json is not an iconify file"):
         recipe(stickers_folder=str(cuts))
+
+
+def test_a_drawn_dataset_equals_the_written_one(tmp_path: Path) -> None:
+    order = job(tmp_path / "a")
+    written, drawn = open_dataset(generate(order)), SyntheticDataset(order.config, order.count)
+    assert len(drawn) == len(written)
+    for one, two in zip(drawn, written, strict=True):
+        assert (one.id, one.task, one.instruction, one.mode) == (two.id, two.task, two.instruction, two.mode)
+        assert one.scene == two.scene
+        pairs = [(one.target, two.target), (one.source, two.source), (one.mask, two.mask)]
+        pairs += list(zip(one.references, two.references, strict=True))
+        for first, second in pairs:
+            assert (first is None) == (second is None)
+            assert first is None or second is None or first.tobytes() == second.tobytes()
+    with pytest.raises(IndexError, match=r"the recipe has the samples 0 to 11, got 12"):
+        drawn[12]
+    with pytest.raises(ValueError, match=r"count must be at least 1, got 0"):
+        SyntheticDataset(order.config, 0)
+
+
+def test_memory_stays_flat_with_large_photos_and_stickers(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.new("RGB", (1500, 1000), (number * 30, 90, 120)).save(tmp_path / f"photo {number}.png")
+        sticker(tmp_path / "cuts" / f"thing{number}.png", size=1400)
+    config = recipe_for(
+        64, 64, stickers_folder=str(tmp_path / "cuts"), backgrounds_folder=str(tmp_path), tasks=("remove",)
+    )
+    made = Synthesizer(config)
+
+    def held(count: int) -> int:
+        tracemalloc.start()
+        for index in range(count):
+            made.sample(index)
+        current = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return current
+
+    first = held(20)
+    assert held(60) < first + 2_000_000
+    pictures = [kept for kept in made.library._kept.values() if isinstance(kept, Image.Image)]
+    assert pictures and all(picture.width <= 160 for picture in pictures)

@@ -120,6 +120,16 @@ def test_objects_stay_on_the_canvas_and_apart(task: str) -> None:
                 assert circle_gap(one, two, size) >= -1e-9
 
 
+def test_objects_leave_the_canvas_only_when_asked() -> None:
+    made = synthesizer("text_to_image", 64, 64, margin=-0.15, place_jitter=0.25)
+    edges = []
+    for index in range(40):
+        for item in made.plan(index).target.objects:
+            edges.append(min(item.x, item.y, 1 - item.x, 1 - item.y) - item.scale / 2)
+        assert made.sample(index).target.shape == (64, 64, 3)
+    assert -0.15 - 1e-9 <= min(edges) < -0.02
+
+
 def test_the_overlap_limit_is_used_when_it_is_allowed() -> None:
     made = synthesizer("text_to_image", 64, 64, max_overlap=0.5, single_share=0.0, objects=(4, 4))
     gaps = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..library import SMALLEST_CROP
 from ..plan import Plan, Reference, generate_plan
 from ..scene import Background, Scene
 from ..workshop import Unlucky, Workshop
@@ -27,7 +28,7 @@ def control_depth(shop: Workshop) -> Plan:
     if not photos:
         raise Unlucky
     key = shop.dice.choice(photos)
-    crop = (shop.dice.uniform(0, 1), shop.dice.uniform(0, 1), shop.dice.uniform(0.7, 1.0))
+    crop = (shop.dice.uniform(0, 1), shop.dice.uniform(0, 1), shop.dice.uniform(SMALLEST_CROP, 1.0))
     scene = Scene(background=Background(kind="photo", colours=(), photo=key, crop=crop))
     words = shop.library.photos[key].caption or "A photo with this depth."
     return generate_plan(
