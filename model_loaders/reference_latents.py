@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,18 +12,18 @@ import comfy.model_management
 import node_helpers
 
 from ..dit.references import ReferenceSet, picture_key
+from .encode_cache import ENCODED
 
 REFERENCE_METHOD = "index"
 
 
 def encode_references(vae: Any, references: ReferenceSet) -> list[Tensor]:
-    """Latents (B, C, h, w) of every reference, in order; equal pictures are encoded once."""
-    latents: dict[str, Tensor] = {}
-    keys = [picture_key(image) for image in references.images]
-    for order, (key, image) in enumerate(zip(keys, references.images, strict=True), start=1):
-        if key not in latents:
-            latents[key] = encode_picture(vae, image, order)
-    return [latents[key] for key in keys]
+    """Latents (B, C, h, w) of every reference, in order; what this VAE has encoded lately is not repeated."""
+    latents = []
+    for order, image in enumerate(references.images, start=1):
+        encode = partial(encode_picture, vae, image, order)
+        latents.append(ENCODED.get(vae, picture_key(image), encode))
+    return latents
 
 
 def encode_picture(vae: Any, image: Tensor, order: int) -> Tensor:
