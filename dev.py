@@ -13,6 +13,7 @@ COMFYUI_DIR chooses another ComfyUI than the pinned one.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Being asked to end is no reason to leave a server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(run(*parse()))
     except SetupError as error:
