@@ -54,7 +54,9 @@ def size_class(item: SceneObject, config: SynthesisConfig) -> str:
 def phrase(item: SceneObject, told: Sequence[str], config: SynthesisConfig, dice: Dice) -> str:
     """The noun with the told attributes in English order: `large striped red star`, `red wooden star`."""
     sprite = item.sprite
-    words = [dice.choice(SIZE_WORDS[size_class(item, config)])] if "size" in told else []
+    is_sized = any(sprite.shape.split(" ")[0] in words for words in SIZE_WORDS.values())
+    says_size = "size" in told and not is_sized
+    words = [dice.choice(SIZE_WORDS[size_class(item, config)])] if says_size else []
     texture = sprite.texture if "texture" in told else None
     colour = sprite.colour if "colour" in told else None
     pair = (colour, texture) if texture in MATERIALS else (texture, colour)

@@ -18,7 +18,7 @@ from pack.training.synthesis.naming import matches, ways_to_name
 from pack.training.synthesis.palette import COLOURS, MARK_COLOURS
 from pack.training.synthesis.render import Renderer
 from pack.training.synthesis.samples import Sample, Synthesizer
-from pack.training.synthesis.scene import Scene, scene_from_json
+from pack.training.synthesis.scene import Scene, SceneObject, Sprite, scene_from_json
 from pack.training.synthesis.shapes import SHAPES
 from pack.training.synthesis.words import grammar_faults
 from pack.training.synthesis.workshop import circle_gap
@@ -317,7 +317,6 @@ def test_the_smallest_and_the_largest_size(size: int) -> None:
 
 def test_edges_are_antialiased_and_patterns_visible_in_a_few_pixels() -> None:
     made = synthesizer("text_to_image", 32, 32)
-    from pack.training.synthesis.scene import SceneObject, Sprite
 
     def drawn(shape: str, texture: str) -> np.ndarray:
         item = SceneObject(
@@ -376,6 +375,17 @@ def test_settings_that_cannot_be(changes: dict, message: str) -> None:
 def test_a_recipe_without_room_says_what_to_change() -> None:
     with pytest.raises(ValueError, match=r"no recolour could be made in 400 tries .* allow more shapes"):
         synthesizer("recolour", colours=("red",)).sample(0)
+
+
+def test_a_size_is_not_said_twice() -> None:
+    from pack.training.synthesis.dice import Dice
+    from pack.training.synthesis.naming import phrase
+
+    config = recipe_for(64, 64)
+    item = SceneObject(key=1, sprite=Sprite(shape="small airplane", sticker="a"), x=0.5, y=0.5, scale=0.2)
+    assert phrase(item, ("size",), config, Dice(0)) == "small airplane"
+    cup = dataclasses.replace(item, sprite=Sprite(shape="cup", sticker="a"))
+    assert phrase(cup, ("size",), config, Dice(0)) in ("small cup", "little cup")
 
 
 def test_matching_needs_all_told_attributes() -> None:
