@@ -4,6 +4,7 @@
     python dev.py demo           from an empty folder to a picture in output/
     python dev.py test           every check and test (or --fast, --e2e, --browser)
     python dev.py bench [topic]  the benchmarks
+    python dev.py evaluate       judge edits of held-out scenes (--help for its options)
     python dev.py locales        write locales/, node_list.json and README tables from the nodes
     python dev.py check          ruff and the type check alone
 
@@ -35,10 +36,11 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         part.add_argument(f"--{name}", dest="part", action="store_const", const=name)
     bench = commands.add_parser("bench", help="run the benchmarks")
     bench.add_argument("topic", nargs="?")
+    commands.add_parser("evaluate", help="judge edits of held-out scenes", add_help=False)
     commands.add_parser("locales", help="write locales/, node_list.json and README tables")
     commands.add_parser("check", help="ruff and the type check")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "evaluate"):
         parser.error(f"unknown: {' '.join(rest)}")
     return options, rest
 
@@ -58,6 +60,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         return check()
     if options.command == "bench":
         command = [python, ROOT / "bench" / "run.py", *filter(None, [options.topic])]
+        return subprocess.run(command, env=child_environment()).returncode
+    if options.command == "evaluate":
+        command = [python, ROOT / "bench" / "evaluate.py", *rest]
         return subprocess.run(command, env=child_environment()).returncode
     if options.command == "locales":
         from host.locales import write_locales

@@ -51,11 +51,15 @@ def size_class(item: SceneObject, config: SynthesisConfig) -> str:
     return min(gaps, key=lambda name: gaps[name])
 
 
+def has_size_in_name(item: SceneObject) -> bool:
+    """Whether a sticker's own name starts with a size: `small airplane`."""
+    return any(item.sprite.shape.split(" ")[0] in words for words in SIZE_WORDS.values())
+
+
 def phrase(item: SceneObject, told: Sequence[str], config: SynthesisConfig, dice: Dice) -> str:
     """The noun with the told attributes in English order: `large striped red star`, `red wooden star`."""
     sprite = item.sprite
-    is_sized = any(sprite.shape.split(" ")[0] in words for words in SIZE_WORDS.values())
-    says_size = "size" in told and not is_sized
+    says_size = "size" in told and not has_size_in_name(item)
     words = [dice.choice(SIZE_WORDS[size_class(item, config)])] if says_size else []
     texture = sprite.texture if "texture" in told else None
     colour = sprite.colour if "colour" in told else None
@@ -100,7 +104,11 @@ def is_needless(
     """Whether a size or `plain` would be said though nothing of the same shape differs in it."""
     if "size" in told:
         own = size_class(item, config)
-        if own == "medium" or all(size_class(other, config) == own for other in alike):
+        if (
+            own == "medium"
+            or has_size_in_name(item)
+            or all(size_class(other, config) == own for other in alike)
+        ):
             return True
     is_plain = "texture" in told and item.sprite.texture == "plain"
     return is_plain and all(other.sprite.texture == "plain" for other in alike)

@@ -1,0 +1,56 @@
+"""Cases out, answers in, and the command that judges them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pack.training.dataset import open_dataset
+from pack.training.evaluation.command import main
+from PIL import Image
+
+OPTIONS = ["--size", "32", "--cases", "3", "--tasks", "remove", "text_to_image"]
+
+
+def answer(cases: Path, folder: Path, part: str) -> None:
+    """Answers made of the `source` or the `target` of each case."""
+    folder.mkdir()
+    for sample in open_dataset(cases):
+        image = sample.source if part == "source" and sample.source else sample.target
+        image.save(folder / f"{sample.id}.png")
+
+
+def test_answers_of_another_program_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cases = tmp_path / "cases"
+    assert main([*OPTIONS, "--write-cases", str(cases)]) == 0
+    assert f"12 cases in {cases}" in capsys.readouterr().out
+    answer(cases, tmp_path / "right", "target")
+    answer(cases, tmp_path / "copies", "source")
+    out = ["--out", str(tmp_path / "out")]
+    folders = ["--answers", str(tmp_path / "right"), "--answers", str(tmp_path / "copies")]
+    assert main([*OPTIONS, *folders, *out]) == 0
+    table = capsys.readouterr().out
+    assert (
+        "| task | right, one | right, several | copies, one | copies, several | copy the source, one" in table
+    )
+    assert "| remove | 100 % (44-100) | 100 % (44-100) | 0 % (0-56) | 0 % (0-56) | 0 % (0-56) |" in table
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {
+        "table.md",
+        *(f"{task}-{group}.png" for task in ("remove", "text_to_image") for group in ("one", "several")),
+    }
+    assert "changed region" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_faults_are_told_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([*OPTIONS, "--answers", str(tmp_path)]) == 1
+    assert "there is no answer" in capsys.readouterr().err
+    cases = tmp_path / "cases"
+    main([*OPTIONS, "--write-cases", str(cases)])
+    answer(cases, tmp_path / "wrong", "target")
+    first = sorted((tmp_path / "wrong").iterdir())[0]
+    Image.new("RGB", (20, 10)).save(first)
+    assert main([*OPTIONS, "--answers", str(tmp_path / "wrong")]) == 1
+    assert "has 20x10 px, the case 32x32" in capsys.readouterr().err
+    assert main(["--size", "32", "--tasks", "fly"]) == 1
+    assert "there is no task 'fly'" in capsys.readouterr().err
