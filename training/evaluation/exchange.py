@@ -40,9 +40,7 @@ def write_cases(folder: Path, cases: Iterable[Case]) -> int:
                 "task": case.task,
                 "instruction": sample.plan.instruction,
                 "source": None if sample.source is None else save("source", sample.source),
-                "references": [
-                    save(f"ref_{place}", canvas) for place, canvas in enumerate(sample.references)
-                ],
+                "references": references,
                 "target": save("target", sample.target),
             }
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
