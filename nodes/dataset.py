@@ -49,16 +49,20 @@ def pair_preview(sample: Sample) -> Image.Image:
 
 def dataset_reporter(job: Job) -> Callable[[int, Sample | None], None]:
     """Moves the node's bar and shows a pair every now and then; raises when cancelled."""
-    report, synthesizer = progress_reporter(job.count), Synthesizer(job.config)
-    shown = 0.0
+    report, shown = progress_reporter(job.count), 0.0
+    synthesizer: Synthesizer | None = None
 
     def on_samples(done: int, sample: Sample | None) -> None:
-        nonlocal shown
+        nonlocal shown, synthesizer
         if time.monotonic() - shown < PREVIEW_SECONDS:
             report(done, None)
             return
         shown = time.monotonic()
-        report(done, pair_preview(sample or synthesizer.sample(min(done, job.count - 1))))
+        if sample is None:
+            # The worker processes tell numbers only: one of their samples is drawn again here.
+            synthesizer = synthesizer or Synthesizer(job.config)
+            sample = synthesizer.sample(min(done, job.count - 1))
+        report(done, pair_preview(sample))
 
     return on_samples
 

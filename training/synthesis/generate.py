@@ -86,13 +86,13 @@ def manifest_of(job: Job, material: str) -> dict[str, Any]:
     }
 
 
-def prepare(job: Job) -> list[int]:
+def prepare(job: Job, material: str) -> list[int]:
     """Make or check the folder, clear what a killed run left; returns the parts that are still to do.
 
-    Raises ValueError if the folder holds another dataset.
+    `material` is the fingerprint of the user's stickers and photos. Raises ValueError if the folder holds
+    another dataset.
     """
-    synthesizer = Synthesizer(job.config)
-    manifest = manifest_of(job, synthesizer.library.fingerprint())
+    manifest = manifest_of(job, material)
     path = job.folder / MANIFEST
     if path.is_file():
         require_same(json.loads(path.read_text(encoding="utf-8")), manifest, job.folder)
@@ -172,7 +172,8 @@ def generate(job: Job, processes: int = 1, report: Report = lambda done, sample:
     The bytes do not depend on the number of processes. Raises ValueError for a folder of another dataset
     and OSError, with all finished parts intact, if the disk is full.
     """
-    todo = prepare(job)
+    synthesizer = Synthesizer(job.config)
+    todo = prepare(job, synthesizer.library.fingerprint())
     finished = job.count - sum(len(job.indices(part)) for part in todo)
     if todo:
         log.info("writing %d of %d samples to %s", job.count - finished, job.count, job.folder)
@@ -185,7 +186,6 @@ def generate(job: Job, processes: int = 1, report: Report = lambda done, sample:
         finally:
             clear_leftovers(job.folder)
         return job.folder
-    synthesizer = Synthesizer(job.config)
     for part in todo:
         finished = write_part(job, synthesizer, part, report, finished)
     return job.folder

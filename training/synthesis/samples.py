@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +132,3 @@ def segmentation_map(scene: Scene, renderer: Renderer) -> Canvas:
     for paint, item in zip(MARK_COLOURS.values(), scene.objects, strict=False):
         canvas[renderer.silhouette(item.key, scene)] = paint
     return canvas
-
-
-@functools.lru_cache(maxsize=2)
-def synthesizer_for(config: SynthesisConfig) -> Synthesizer:
-    """One synthesizer for each recipe in use, so that folders are listed once."""
-    return Synthesizer(config)
