@@ -229,13 +229,13 @@ def paper_preset() -> DreamOmniConfig:
 
 
 def small_preset() -> DreamOmniConfig:
-    """About 0.2 B parameters on Qwen2-VL 2B and the Flux VAE, for training at home."""
+    """About 0.17 B parameters on Qwen2-VL 2B and the Flux VAE, for training at home."""
     return DreamOmniConfig(
         width=768,
         heads=12,
         groups=4,
         vlm_width=1536,
-        conv_width=192,
+        conv_width=96,
         time_width=768,
         rope_axes=(8, 28, 28),
         role_embeddings=True,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_dreamomni import write_dreamomni
@@ -18,9 +16,8 @@ def test_load_encode_and_sample_through_the_nodes(models_dir) -> None:
     from pack.nodes.vlm import VLMEncode
 
     import comfy.sample
-    import folder_paths
 
-    write_dreamomni(models_dir / "dreamomni" / "toy", Path(folder_paths.__file__).parent)
+    write_dreamomni(models_dir / "dreamomni" / "toy")
     model, vlm, vae = LoadDreamOmni.execute("toy", "default").result
     picture = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
     references = ReferenceSet(Task.EDIT, (picture,))

@@ -1,11 +1,10 @@
 """A tiny DreamOmni folder with random weights: network, small VLM, and pixel blocks, a small VAE or none.
 
-write_dreamomni(models / "dreamomni" / "toy", comfyui)      # all a workflow needs
+write_dreamomni(models / "dreamomni" / "toy")      # all a workflow needs
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pack.dit.dreamomni.config import DreamOmniConfig, LatentSpec, tiny_preset
 from pack.dit.dreamomni.network import DreamOmniNetwork
 from pack.dit.dreamomni.storage import FolderIndex, save_dreamomni
 from pack.dit.dreamomni.vae import SmallVAE, SmallVAEConfig
+from tiny_vlm import write_vlm
 
 VLM_WIDTH = 64
 
@@ -69,13 +69,8 @@ def write_network(folder: Path, config: DreamOmniConfig | None = None, seed: int
     return folder
 
 
-def write_dreamomni(folder: Path, comfyui: Path, config: DreamOmniConfig | None = None) -> Path:
+def write_dreamomni(folder: Path, config: DreamOmniConfig | None = None) -> Path:
     """The whole folder."""
-    stand_ins = str(Path(__file__).resolve().parents[1] / "e2e")
-    if stand_ins not in sys.path:
-        sys.path.append(stand_ins)
-    from standins.vlm import write_vlm
-
     write_network(folder, config)
-    write_vlm(folder / "vlm", comfyui, "qwen2_vl")
+    write_vlm(folder / "vlm", "qwen2_vl")
     return folder
