@@ -7,7 +7,7 @@ first asked, and ComfyUI's model management moves them, partly or wholly, and fr
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,19 +166,31 @@ def read_network(folder: VLMFolder, precision: Precision, device: torch.device) 
     import transformers
 
     kind = getattr(transformers, folder.class_names[0])
-    network = kind.from_pretrained(
+    network, report = kind.from_pretrained(
         folder.path,
+        output_loading_info=True,
         dtype=precision.storage,
         attn_implementation="sdpa",
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
     )
+    refuse_missing_weights(folder, report["missing_keys"])
     network.eval().requires_grad_(False)
     use_castable_layers(network, precision.compute)
     if precision.name in QUANTIZERS:
         quantize(network, precision.name, device)
     return network
+
+
+def refuse_missing_weights(folder: VLMFolder, missing: Iterable[str]) -> None:
+    """Raise ValueError for weights the files do not hold; transformers would make them up at random."""
+    names = sorted(missing)
+    if names:
+        raise ValueError(
+            f"the weights in {folder.path} lack {len(names)} tensors the model needs "
+            f"({', '.join(names[:3])}, ...). Fetch the release's *.safetensors and its index again."
+        )
 
 
 def load_vlm(folder: Path, precision: str = "auto") -> LoadedVLM:

@@ -130,11 +130,20 @@ def folder_identity(folder: Path, weights: list[Path]) -> str:
 
 
 def safetensors_header(path: Path) -> bytes:
-    """The header of a safetensors file; raises ValueError for any other file."""
+    """The header of a safetensors file; raises ValueError for any other file and for one that is cut off."""
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(HEADER_LIMIT, path.stat().st_size):
-            raise ValueError(
-                f"{path} is not a safetensors file, or its download was cut off; fetch it again."
-            )
-        return file.read(length)
+        header = file.read(length) if 0 < length <= min(HEADER_LIMIT, size) else b""
+    if not header or size != 8 + length + data_length(header):
+        raise ValueError(f"{path} is not a safetensors file, or its download was cut off; fetch it again.")
+    return header
+
+
+def data_length(header: bytes) -> int:
+    """Bytes of tensor data a safetensors header promises; -1 when it is no such header."""
+    try:
+        entries = json.loads(header)
+        return max((tensor["data_offsets"][1] for name, tensor in entries.items() if name != "__metadata__"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return -1

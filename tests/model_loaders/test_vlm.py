@@ -220,3 +220,17 @@ def test_numbers_that_overflow_are_refused(vlm_folder) -> None:
         vlm.generate_text("hello", [], 4)
     with pytest.raises(ValueError, match="hidden states are not finite"):
         vlm.hidden_states("hello", [])
+
+
+def test_tied_embeddings_stay_one_tensor(tmp_path: Path) -> None:
+    """The 2B and 3B models keep no output layer in their files: it is the embedding."""
+    from pack.model_loaders.vlm import load_vlm
+    from tiny_vlm import build_model, write_vlm
+
+    model = build_model("qwen2_5_vl", tied=True, tie_word_embeddings=True)
+    vlm = load_vlm(write_vlm(tmp_path / "tied", model=model), "fp32")
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]])}
+    ready = vlm.make_ready({**inputs, "attention_mask": torch.ones(1, 3, dtype=torch.long)}, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(vlm.network(**ready).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+    assert vlm.network.lm_head.weight is vlm.network.model.language_model.embed_tokens.weight

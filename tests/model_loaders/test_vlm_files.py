@@ -97,6 +97,27 @@ def test_a_cut_off_download_is_refused(folder: Path) -> None:
         open_vlm_folder(folder)
 
 
+def test_a_file_without_its_end_is_refused(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="its download was cut off; fetch it again"):
+        open_vlm_folder(folder)
+
+
+def test_weights_that_are_not_in_the_files_are_never_made_up(folder: Path) -> None:
+    from pack.model_loaders.vlm import load_vlm
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    del weights[gone]
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 1 tensors the model needs \(.*up_proj"):
+        load_vlm(folder, "fp32").generate_text("hello", [], 1)
+
+
 def test_broken_json_is_named(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "config.json").write_text("{")

@@ -75,7 +75,7 @@ PREPROCESSOR = {
 PROCESSORS = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen2_vl": "Qwen2VLProcessor"}
 
 
-def build_model(family: str, seed: int = 0, **text: object) -> torch.nn.Module:
+def build_model(family: str, seed: int = 0, tied: bool = False, **text: object) -> torch.nn.Module:
     """A random model of `family` in float32; `text` overrides sizes of the language side."""
     import transformers
 
@@ -89,7 +89,7 @@ def build_model(family: str, seed: int = 0, **text: object) -> torch.nn.Module:
     config = config_kind(
         text_config=language,
         vision_config={**VISION[family], joint: language["hidden_size"]},
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         **SPECIAL_IDS,
     )
     torch.manual_seed(seed)
