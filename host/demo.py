@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 from .client import Client
 from .environment import child_environment
-from .places import DEMO_BASE, OUTPUT, ROOT, SetupError, environment_program
+from .places import DEMO_BASE, OUTPUT, PACK_FOLDER, ROOT, SetupError, environment_program
 from .prompt import workflow_to_prompt
-from .server import Server, has_gpu, link_folder
-from .standins import adapt
+from .server import Server, has_gpu
+from .standins import adapt, adapt_workflow
 
 WORKFLOW = "edit-with-references"
+DEMO_NODES = DEMO_BASE / "custom_nodes" / "demo"
+TEMPLATES = DEMO_NODES / "workflows"
 HONEST_WORD = (
     "The model behind this picture is a tiny random network made on this machine, so the picture is noise.\n"
     "It shows that everything is in place; for real pictures put the models of the README into ComfyUI."
@@ -24,18 +27,22 @@ HONEST_WORD = (
 
 def run_demo(*, serve: bool, port: int) -> int:
     """Run the workflow, leave its picture in output/, with `serve` stay open; an exit code."""
+    TEMPLATES.mkdir(parents=True, exist_ok=True)
     workflow = json.loads((ROOT / "workflows" / f"{WORKFLOW}.json").read_text())
-    link_folder(ROOT / "tests" / "e2e" / "standin_nodes", DEMO_BASE / "custom_nodes" / "standin_nodes")
+    shutil.copytree(ROOT / "tests" / "e2e" / "standin_nodes", DEMO_NODES, dirs_exist_ok=True)
     rules = make_stand_ins()
     print("Starting ComfyUI ...", flush=True)
     with Server(DEMO_BASE, cpu=not has_gpu(), port=port if serve else None, output=OUTPUT) as server:
-        prompt = adapt(workflow_to_prompt(workflow, server.client.object_info()), rules)
+        object_info = server.client.object_info()
+        prompt = adapt(workflow_to_prompt(workflow, object_info), rules)
         outputs = server.client.run(prompt, workflow)
         for path in picture_files(outputs):
             print(f"Picture: {path}")
         print(HONEST_WORD)
         if serve:
-            print(f"\nComfyUI is open with the workflow loaded: {template_address(server.client)}")
+            write_template(adapt_workflow(workflow, rules, object_info))
+            address = template_address(server.client, DEMO_NODES.name)
+            print(f"\nComfyUI is open with the workflow loaded: {address}")
             print("Ctrl+C ends it.", flush=True)
             stay_open()
     return 0
@@ -57,9 +64,14 @@ def picture_files(outputs: dict[str, Any]) -> list[Path]:
     return [OUTPUT / entry["subfolder"] / entry["filename"] for entry in entries if entry["type"] == "output"]
 
 
-def template_address(client: Client) -> str:
-    """The address that opens the frontend with the workflow loaded."""
-    return f"{client.url}/?template={WORKFLOW}&source=dreamomni"
+def write_template(workflow: dict[str, Any]) -> None:
+    """Offer the workflow, on the demo's models, as a template of the demo's own nodes."""
+    (TEMPLATES / f"{WORKFLOW}.json").write_text(json.dumps(workflow))
+
+
+def template_address(client: Client, source: str = PACK_FOLDER) -> str:
+    """The address that opens the frontend with the workflow of the pack, or of the demo's nodes."""
+    return f"{client.url}/?template={WORKFLOW}&source={source}"
 
 
 def stay_open() -> None:

@@ -34,16 +34,18 @@ def workflow_to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) ->
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """The values typed into a node, by input, in the order of the node's definition."""
     values = iter(node.get("widgets_values") or [])
-    found = {}
+    pairs = [(name, next(values, None)) for name in widget_slots(info)]
+    return {name: value for name, value in pairs if name is not None}
+
+
+def widget_slots(info: dict[str, Any]) -> list[str | None]:
+    """The input behind each of a node's saved values; None for a widget that only the frontend knows."""
+    slots: list[str | None] = []
     for name, definition in definitions(info):
-        if not is_widget(definition):
-            continue
-        found[name] = next(values, None)
-        if has_value_control(name, definition):
-            next(values, None)
-        if options_of(definition).get("image_upload"):
-            next(values, None)
-    return found
+        if is_widget(definition):
+            extra = has_value_control(name, definition) + bool(options_of(definition).get("image_upload"))
+            slots += [name, *[None] * extra]
+    return slots
 
 
 def definitions(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
