@@ -142,6 +142,20 @@ def test_ksampler_and_custom_sampling_agree(tmp_path) -> None:
     torch.testing.assert_close(sample(model, positive, sigmas=sigmas.tolist()), sampled, rtol=1e-4, atol=1e-4)
 
 
+def test_sampler_custom_advanced_gives_the_same_picture(tmp_path) -> None:
+    from comfy_extras import nodes_custom_sampler as nodes
+
+    model = load(write_network(tmp_path / "toy"))
+    positive, negative = conditioning(pictures=[draw(1, 48, 4, 4, seed=2)]), conditioning(seed=6)
+    noise = nodes.Noise_RandomNoise(7)
+    latent = {"samples": torch.zeros(1, 48, 8, 6)}
+    guider = nodes.CFGGuider.execute(model, positive, negative, 2.0)[0]
+    sampler = nodes.KSamplerSelect.execute("euler")[0]
+    output = nodes.SamplerCustomAdvanced.execute(noise, guider, sampler, torch.tensor(SIGMAS), latent)
+    expected = sample(model, positive, negative, cfg=2.0, noise=noise.generate_noise(latent))
+    torch.testing.assert_close(output[0]["samples"], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_batch_equals_its_items(tmp_path) -> None:
     model = load(write_network(tmp_path / "toy"))
     tokens, extras = conditioning()[0]
