@@ -70,7 +70,7 @@ def disk_errors(folder: Path) -> Generator[None]:
 
 def finish(partial: Path, final: Path) -> None:
     """Put a complete file in its place in one step."""
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:
         os.fsync(file.fileno())
     partial.replace(final)
 

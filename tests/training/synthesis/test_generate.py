@@ -328,3 +328,12 @@ def test_memory_stays_flat_with_large_photos_and_stickers(tmp_path: Path) -> Non
     assert held(60) < first + 2_000_000
     pictures = [kept for kept in made.library._kept.values() if isinstance(kept, Image.Image)]
     assert pictures and all(picture.width <= 160 for picture in pictures)
+
+
+def test_a_worker_starts_without_torch() -> None:
+    code = (
+        "import runpy, sys; worker = runpy.run_path(sys.argv[1]); worker['load_pack'](); import importlib; "
+        "importlib.import_module(worker['PACK'] + '.training.synthesis.generate'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(worker.__file__)]).returncode == 0
