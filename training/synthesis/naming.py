@@ -164,6 +164,10 @@ def background_phrase(background: Background) -> str:
     """`on a white background`, `on a background that fades from sand to navy blue`."""
     if background.kind == "gradient":
         first, last = background.colours
+        if background.angle == 0.0:
+            first, last = f"{first} on the left", f"{last} on the right"
+        elif background.angle == 90.0:
+            first, last = f"{first} at the top", f"{last} at the bottom"
         return f"on a background that fades from {first} to {last}"
     return f"on {with_article(background.colours[0])} background"
 

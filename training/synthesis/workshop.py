@@ -49,8 +49,11 @@ class Workshop:
         self._last_key += 1
         return self._last_key
 
-    def background(self, kinds: Sequence[str] = ()) -> Background:
-        """A random background of one of the recipe's kinds, or of `kinds`."""
+    def background(self, kinds: Sequence[str] = (), told: bool = False) -> Background:
+        """A random background of one of the recipe's kinds, or of `kinds`.
+
+        A gradient that is `told` in words runs straight across or down.
+        """
         dice = self.dice
         usable = [
             kind for kind in (kinds or self.config.backgrounds) if kind != "photo" or self.library.photos
@@ -63,9 +66,8 @@ class Workshop:
             )
         if kind == "gradient":
             light = [name for name in BACKGROUNDS if name not in ("navy blue", "dark grey")]
-            return Background(
-                kind="gradient", colours=tuple(dice.sample(light, 2)), angle=dice.uniform(0, 360)
-            )
+            angle = dice.choice((0.0, 90.0)) if told else dice.uniform(0, 360)
+            return Background(kind="gradient", colours=tuple(dice.sample(light, 2)), angle=angle)
         return Background(colours=(dice.choice(list(BACKGROUNDS)),))
 
     def visible_colours(self, background: Background) -> list[str]:
@@ -122,8 +124,12 @@ class Workshop:
         count: int | None = None,
         background: Background | None = None,
         procedural: bool = False,
+        told: bool = False,
     ) -> Scene:
-        """A scene with `count` objects (or as many as the recipe draws) that share attributes."""
+        """A scene with `count` objects (or as many as the recipe draws) that share attributes.
+
+        What is `told` in words stands as the words say, so that a reader can know the right answer.
+        """
         background = background or self.background()
         count = count or self.object_count()
         sprites = [self.sprite(background, procedural)]
@@ -137,7 +143,7 @@ class Workshop:
                 sprites.append(self.other_sprite(sprites, background, procedural))
         objects: list[SceneObject] = []
         for sprite in self.dice.shuffled(sprites):
-            objects.append(self.placed(sprite, objects))
+            objects.append(self.placed(sprite, objects, told=told))
         return Scene(background=background, objects=tuple(objects), style=self.style)
 
     def object_count(self, least: int = 1) -> int:
@@ -152,16 +158,20 @@ class Workshop:
         sprite: Sprite,
         others: Sequence[SceneObject],
         scale: float | None = None,
-        place: tuple[float, float] | None = None,
+        told: bool = False,
     ) -> SceneObject:
-        """The sprite in a free place; raises Unlucky if there is none."""
+        """The sprite in a free place; raises Unlucky if there is none.
+
+        If it is `told` where the object is and how large, it stands upright in one of the nine places.
+        """
         dice, config = self.dice, self.config
-        tilt = dice.uniform(-config.tilt, config.tilt) if config.tilt else 0.0
+        tilt = dice.uniform(-config.tilt, config.tilt) if config.tilt and not told else 0.0
+        jitter = 0.0 if told else config.place_jitter
         if scale is None:
             drawn = dice.choice(config.sizes[:2] if len(others) > 1 else config.sizes)
-            scale = drawn * (1 + dice.uniform(-config.size_jitter, config.size_jitter))
-        for anchor in [place] if place else dice.shuffled(PLACES):
-            jitter = config.place_jitter
+            size_jitter = 0.0 if told else config.size_jitter
+            scale = drawn * (1 + dice.uniform(-size_jitter, size_jitter))
+        for anchor in dice.shuffled(PLACES):
             x, y = anchor[0] + dice.uniform(-jitter, jitter), anchor[1] + dice.uniform(-jitter, jitter)
             item = self.kept_inside(SceneObject(key=0, sprite=sprite, x=x, y=y, scale=scale, rotation=tilt))
             if self.is_free(item, others):

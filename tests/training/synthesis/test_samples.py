@@ -14,11 +14,11 @@ import pytest
 from pack.dit.dreamomni.drag import fit_motion, parse_drag_prompt
 from pack.training.synthesis.config import TASK_WEIGHTS, SynthesisConfig, recipe_for
 from pack.training.synthesis.edges import canny
-from pack.training.synthesis.naming import matches, ways_to_name
+from pack.training.synthesis.naming import background_phrase, matches, place_of, ways_to_name
 from pack.training.synthesis.palette import COLOURS, MARK_COLOURS
 from pack.training.synthesis.render import Renderer
 from pack.training.synthesis.samples import Sample, Synthesizer
-from pack.training.synthesis.scene import Scene, SceneObject, Sprite, scene_from_json
+from pack.training.synthesis.scene import Background, Scene, SceneObject, Sprite, scene_from_json
 from pack.training.synthesis.shapes import SHAPES
 from pack.training.synthesis.words import grammar_faults
 from pack.training.synthesis.workshop import circle_gap
@@ -121,7 +121,7 @@ def test_objects_stay_on_the_canvas_and_apart(task: str) -> None:
 
 
 def test_objects_leave_the_canvas_only_when_asked() -> None:
-    made = synthesizer("text_to_image", 64, 64, margin=-0.15, place_jitter=0.25)
+    made = synthesizer("remove", 64, 64, margin=-0.15, place_jitter=0.25)
     edges = []
     for index in range(40):
         for item in made.plan(index).target.objects:
@@ -137,6 +137,37 @@ def test_the_overlap_limit_is_used_when_it_is_allowed() -> None:
         for one, two in itertools.combinations(made.plan(index).target.objects, 2):
             gaps.append(circle_gap(one, two, (64, 64)) / (min(one.scale, two.scale) / 2))
     assert -0.5 - 1e-9 <= min(gaps) < -0.05
+
+
+def test_what_is_told_in_words_stands_where_the_words_say() -> None:
+    centres = {"left": 0.25, "middle": 0.5, "right": 0.75, "upper": 0.25, "lower": 0.75}
+    for task in ("text_to_image", "add", "reference_add", "reference_generation", "inpaint"):
+        made = synthesizer(task, 128, 128)
+        for index in range(20):
+            plan = made.plan(index)
+            known = {item.key for item in plan.source.objects} if plan.source and "add" in task else set()
+            for item in plan.target.objects:
+                if item.key in known:
+                    continue
+                column, row = place_of(item.x, item.y)
+                # Large objects are pushed off the edge a little.
+                assert abs(item.x - centres[column]) < 0.02 and abs(item.y - centres[row]) < 0.02
+                assert any(item.scale == pytest.approx(size) for size in made.config.sizes)
+            assert (
+                plan.target.background.kind != "gradient"
+                or task != "text_to_image"
+                or (plan.target.background.angle in (0.0, 90.0))
+            )
+
+
+def test_gradients_are_told_with_their_direction() -> None:
+    across = Background(kind="gradient", colours=("sand", "white"), angle=0.0)
+    down = Background(kind="gradient", colours=("sand", "white"), angle=90.0)
+    made = synthesizer("text_to_image", 64, 64)
+    assert background_phrase(across).endswith("from sand on the left to white on the right")
+    assert background_phrase(down).endswith("from sand at the top to white at the bottom")
+    rows, columns = (made.renderer.background(one)[..., 2].astype(int) for one in (down, across))
+    assert rows[0].mean() < rows[-1].mean() - 50 and columns[:, 0].mean() < columns[:, -1].mean() - 50
 
 
 def test_scenes_make_the_model_choose() -> None:

@@ -15,7 +15,7 @@ def from_map(task: str, view: str) -> Callable[[Workshop], Plan]:
     """The task that draws a captioned scene from a map of it."""
 
     def make(shop: Workshop) -> Plan:
-        scene = shop.scene(background=shop.background(("plain", "gradient")))
+        scene = shop.scene(background=shop.background(("plain", "gradient"), told=True), told=True)
         reference = Reference(scene=scene, view=view, is_canvas=True)
         return generate_plan(task, caption(shop, scene), scene, (reference,))
 

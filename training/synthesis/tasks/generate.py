@@ -66,7 +66,7 @@ def caption(shop: Workshop, scene: Scene) -> str:
 
 def text_to_image(shop: Workshop) -> Plan:
     """A picture from a layout caption."""
-    scene = shop.scene(background=shop.background(("plain", "plain", "gradient")))
+    scene = shop.scene(background=shop.background(("plain", "plain", "gradient"), told=True), told=True)
     return generate_plan("text_to_image", caption(shop, scene), scene)
 
 

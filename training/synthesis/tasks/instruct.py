@@ -22,7 +22,7 @@ def add_step(shop: Workshop, scene: Scene, others: tuple[SceneObject, ...]) -> S
     sprite = shop.other_sprite(taken, scene.background)
     if taken and taken[0].sticker is None and shop.dice.chance(shop.config.sharing):
         sprite = shop.relative(shop.dice.choice(taken), scene.background)
-    item = shop.placed(sprite, others)
+    item = shop.placed(sprite, others, told=True)
     new, place = full_phrase(item, shop.config, shop.dice), place_words(item.x, item.y, shop.dice)
     return Add(item=item), fill(shop.dice, "add", new=new, place=place)
 

@@ -28,7 +28,7 @@ def hole_instruction(shop: Workshop, scene: Scene, task: str) -> str:
 
 def covered(task: str, shop: Workshop, areas: tuple[tuple[float, float, float, float], ...]) -> Plan:
     """A scene with black rectangles, to be filled."""
-    full = shop.scene()
+    full = shop.scene(told=True)
     marks = tuple(Mark(kind="black", area=area) for area in areas)
     source = dataclasses.replace(full, marks=marks)
     return edit_plan(task, hole_instruction(shop, full, task), source, (Uncover(),))

@@ -36,7 +36,8 @@ def reference_sheets(shop: Workshop) -> Plan:
         if any(item.sprite == other.sprite for other in picked):
             raise Unlucky
         shop.named(item, sheet.objects, with_sides=False)
-        placed = shop.placed(item.sprite, picked)
+        placed = shop.placed(item.sprite, picked, scale=shop.config.sizes[1], told=True)
+        placed = dataclasses.replace(placed, rotation=item.rotation)
         subject = subject_words(shop, item, sheet)
         place = place_words(placed.x, placed.y, shop.dice)
         told.append(fill(shop.dice, "picked", subject=subject, other=image_name(number, style), place=place))
@@ -72,7 +73,7 @@ def add_step(shop: Workshop, square: Workshop, scene: Scene, names: tuple[str, s
     item = shop.dice.choice(reference.objects)
     if any(item.sprite == other.sprite for other in scene.objects):
         raise Unlucky
-    placed = shop.placed(item.sprite, scene.objects, scale=shop.config.sizes[1])
+    placed = shop.placed(item.sprite, scene.objects, scale=shop.config.sizes[1], told=True)
     placed = dataclasses.replace(placed, rotation=item.rotation)
     words = fill(
         shop.dice,
