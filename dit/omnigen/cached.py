@@ -51,7 +51,8 @@ class WritingMemory:
         for tensor in (key, value):
             kept.append(store(tensor[:, :, :fresh], self.eight_bit, self.entry.device))
         self.entry.layers.append((kept[0], kept[1]))
-        self.times.append((key[0, :, fresh:], value[0, :, fresh:]))
+        # Copies: a view would keep the whole layer's keys and values until the pass is over.
+        self.times.append((key[0, :, fresh:].clone(), value[0, :, fresh:].clone()))
         if self.entry.parent is None:
             return key, value
         shape = (1, key.shape[1], self.entry.shared, key.shape[3])
@@ -112,7 +113,7 @@ class ReadingMemory:
                 self.fetch(layer + 1)
         row = self.length
         if self.time is None:
-            self.fresh_times.append((key[0, :, 0], value[0, :, 0]))
+            self.fresh_times.append((key[0, :, 0].clone(), value[0, :, 0].clone()))
         else:
             keys[:, :, row], values[:, :, row] = self.time[0][layer], self.time[1][layer]
             row += 1
