@@ -22,6 +22,8 @@ from ..dit.dreamomni.layers import Attention
 from ..dit.dreamomni.network import DreamOmniNetwork
 
 REFERENCES = "ref_latents"
+POSITIONS = "dreamomni_positions"
+"""Transformer option that places references by another scheme than the network's config."""
 STOCK_FORMATS = {"flux": comfy.latent_formats.Flux, "sdxl": comfy.latent_formats.SDXL}
 
 
@@ -117,7 +119,10 @@ class HostNetwork(DreamOmniNetwork):
         if control is not None:
             raise ValueError("DreamOmni has no ControlNets: give the control picture as a reference instead")
         attention = host_attention(transformer_options)
-        return super().forward(x, timestep, context, attention_mask, image_index, ref_latents, attention)
+        positions = transformer_options.get(POSITIONS)
+        return super().forward(
+            x, timestep, context, attention_mask, image_index, ref_latents, attention, positions
+        )
 
 
 class DreamOmniModel(comfy.model_base.BaseModel):

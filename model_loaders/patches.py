@@ -15,6 +15,7 @@ import comfy.ldm.flux.model
 from comfy.patcher_extension import WrappersMP
 
 from ..dit.positions import Grid, PositionScheme, latent_grid, reference_placements
+from .dreamomni_model import POSITIONS, DreamOmniModel
 
 KEY = "dreamomni_position_encoding"
 
@@ -22,14 +23,28 @@ KEY = "dreamomni_position_encoding"
 def attach_position_encoding(model: Any, scheme: PositionScheme) -> Any:
     """A clone of the ModelPatcher whose references are placed by `scheme`; replaces an earlier scheme.
 
-    Raises ValueError for a network that is not FLUX.1, or whose wrapper ignores reference methods.
+    A DreamOmni MODEL is placed by its own network. Raises ValueError for a network that is neither that nor
+    FLUX.1, or whose wrapper ignores reference methods.
     """
+    if isinstance(model.model, DreamOmniModel):
+        return with_positions(model, scheme)
     network = flux_network(model)
     patched = model.clone()
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.OUTER_SAMPLE):
         patched.remove_wrappers_with_key(kind, KEY)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, position_wrapper(network, scheme))
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, checked_sampling)
+    return patched
+
+
+def with_positions(model: Any, scheme: PositionScheme) -> Any:
+    """A clone of a DreamOmni ModelPatcher whose references are placed by `scheme`."""
+    patched = model.clone()
+    options = patched.model_options
+    patched.model_options = {
+        **options,
+        "transformer_options": {**options.get("transformer_options", {}), POSITIONS: scheme.value},
+    }
     return patched
 
 

@@ -64,14 +64,18 @@ class DreamOmniNetwork(nn.Module):
         image_index: Tensor | None = None,
         ref_latents: Sequence[Tensor] = (),
         attention: Attention = scaled_dot_product,
+        positions: str | None = None,
     ) -> Tensor:
         """Velocity (B, C, H, W), in at least float32.
 
         latent (B, C, H, W), sigma (B,) in 0..1, context (B, L, VLM width), attention_mask (B, L) bool with
         True for real tokens, image_index (B, L) with 0 for text and n for picture n, ref_latents (B, C, h, w)
-        each with its own size. Raises ValueError where context or a picture does not fit the network.
+        each with its own size, placed by `positions` or else the config's scheme. Raises ValueError where
+        context or a picture does not fit the network.
         """
-        predicted = self.predict(latent, sigma, context, attention_mask, image_index, ref_latents, attention)
+        predicted = self.predict(
+            latent, sigma, context, attention_mask, image_index, ref_latents, attention, positions
+        )
         return self.as_velocity(predicted, latent, sigma)
 
     def as_velocity(self, predicted: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
@@ -92,6 +96,7 @@ class DreamOmniNetwork(nn.Module):
         image_index: Tensor | None = None,
         ref_latents: Sequence[Tensor] = (),
         attention: Attention = scaled_dot_product,
+        positions: str | None = None,
     ) -> Tensor:
         """The network's own output (B, C, H, W): velocity or clean latent, as the config says."""
         vlm = self.embed_vlm(context, len(latent))
@@ -106,7 +111,13 @@ class DreamOmniNetwork(nn.Module):
             image_index = torch.zeros(vlm.shape[:2], dtype=torch.long, device=vlm.device)
         tokens = torch.cat([noise_tokens, *pictures, vlm], dim=1)
         tokens, inputs = self.place(
-            tokens, [latent, *references], image_index, attention_mask, time, attention
+            tokens,
+            [latent, *references],
+            image_index,
+            attention_mask,
+            time,
+            attention,
+            PositionScheme(positions or self.config.reference_positions),
         )
         tokens = self.run_groups(tokens, tokens.shape[1] - vlm.shape[1], inputs)
         output = self.exit(tokens[:, : noise_tokens.shape[1]], time, skip_a, skip_b)
@@ -170,12 +181,13 @@ class DreamOmniNetwork(nn.Module):
         attention_mask: Tensor | None,
         time: Tensor,
         attention: Attention,
+        scheme: PositionScheme,
     ) -> tuple[Tensor, BlockInputs]:
         """Tokens with role and grid embeddings, and the rotation and mask the blocks need."""
         config, grids = self.config, [self.grid(latent) for latent in latents]
         num_image = sum(grid.num_tokens for grid in grids)
         precise = torch.promote_types(tokens.dtype, torch.float32)
-        ids = self.position_ids(grids, image_index).to(precise)
+        ids = self.position_ids(grids, image_index, scheme).to(precise)
         if self.roles is not None:
             tokens = tokens + self.roles(self.role_one_hot(grids, image_index).to(tokens.dtype))
         if "sincos" in config.position_encoding:
@@ -187,10 +199,9 @@ class DreamOmniNetwork(nn.Module):
         mask = None if attention_mask is None else key_mask(attention_mask, num_image, tokens.dtype)
         return tokens, BlockInputs(time, turns, mask, attention)
 
-    def position_ids(self, grids: Sequence[Grid], image_index: Tensor) -> Tensor:
+    def position_ids(self, grids: Sequence[Grid], image_index: Tensor, scheme: PositionScheme) -> Tensor:
         """Ids (B, L, 3) of noise, pictures and VLM tokens, in the order of the token stream."""
         device = image_index.device
-        scheme = PositionScheme(self.config.reference_positions)
         image = [
             target_position_ids(grids[0], device),
             *reference_position_ids(grids[1:], scheme, device),

@@ -119,6 +119,29 @@ def test_without_source_tokens_reference_latents_change_nothing(tmp_path) -> Non
     assert torch.equal(sample(model, conditioning(pictures=pictures)), sample(model, conditioning()))
 
 
+@pytest.mark.parametrize("scheme", ["index+offset", "index", "offset", "none"])
+def test_the_position_node_places_references_by_another_scheme(tmp_path, scheme) -> None:
+    from pack.dit.positions import PositionScheme
+    from pack.model_loaders.patches import attach_position_encoding
+
+    model = load(write_network(tmp_path / "toy"))
+    positive = conditioning(pictures=[draw(1, 48, 4, 4, seed=2), draw(1, 48, 4, 6, seed=3)])
+    placed = sample(attach_position_encoding(model, PositionScheme(scheme)), positive)
+    other = toy_config(reference_positions=scheme)
+    expected = by_hand(other, random_weights(other), positive, draw(1, 48, 8, 6, seed=9))
+    torch.testing.assert_close(placed, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(placed, sample(model, positive)) == (scheme == "index+offset")
+
+
+def test_guidance_of_alike_conditionings_runs_them_together(tmp_path) -> None:
+    model = load(write_network(tmp_path / "toy"))
+    positive = conditioning(pictures=[draw(1, 48, 4, 4, seed=2)])
+    negative = conditioning(seed=6, pictures=[draw(1, 48, 4, 4, seed=2)])
+    once, other = (sample(model, side, sigmas=[1.0, 0.0]) for side in (positive, negative))
+    guided = sample(model, positive, negative, cfg=2.5, sigmas=[1.0, 0.0])
+    torch.testing.assert_close(guided, other + 2.5 * (once - other), rtol=1e-3, atol=1e-3)
+
+
 def test_guidance_with_negatives_of_another_length(tmp_path) -> None:
     model = load(write_network(tmp_path / "toy"))
     positive, negative = conditioning(pictures=[draw(1, 48, 4, 4, seed=2)]), conditioning(seed=6, length=3)
