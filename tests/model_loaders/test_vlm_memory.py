@@ -18,11 +18,31 @@ CARD = torch.device("cpu", 0)
 PICTURE = torch.rand(1, 84, 112, 3, generator=torch.Generator().manual_seed(0))
 
 
+def unload_everything() -> None:
+    for device in (CPU, CARD):
+        mm.free_memory(1e30, device)
+
+
 @pytest.fixture
 def unloaded():
-    mm.unload_all_models()
+    unload_everything()
     yield
-    mm.unload_all_models()
+    unload_everything()
+
+
+def loaded() -> int:
+    """Bytes of weights ComfyUI counts as loaded."""
+    return sum(model.model_loaded_memory() for model in mm.current_loaded_models)
+
+
+def set_capacity(monkeypatch, capacity: int) -> None:
+    """A card of `capacity` bytes, as ComfyUI sees it."""
+
+    def free(device=None, torch_free_too: bool = False):
+        left = capacity - loaded()
+        return (left, left) if torch_free_too else left
+
+    monkeypatch.setattr(mm, "get_free_memory", free)
 
 
 def load(vlm_folder, device: torch.device = CPU):
@@ -72,14 +92,7 @@ def test_vlm_then_another_model_needs_the_larger_not_the_sum(vlm_folder, unloade
     capacity = mm.minimum_inference_memory() + int(1.5 * size)
     peak = 0
 
-    def loaded() -> int:
-        return sum(model.model_loaded_memory() for model in mm.current_loaded_models)
-
-    def free(device=None, torch_free_too: bool = False):
-        left = capacity - loaded()
-        return (left, left) if torch_free_too else left
-
-    monkeypatch.setattr(mm, "get_free_memory", free)
+    set_capacity(monkeypatch, capacity)
     vlm.generate_text("hello", [PICTURE], 2)
     peak = max(peak, loaded())
     assert vlm.patcher.loaded_size() == size
@@ -87,6 +100,23 @@ def test_vlm_then_another_model_needs_the_larger_not_the_sum(vlm_folder, unloade
     peak = max(peak, loaded())
     assert vlm.patcher.loaded_size() == 0
     assert peak == max(size, other.model_size()) < size + other.model_size()
+
+
+def test_a_card_too_small_for_it_keeps_a_part(vlm_folder, unloaded, monkeypatch) -> None:
+    """The whole path through ComfyUI's management, on a card that holds half of the model."""
+    vlm = load(vlm_folder, CARD)
+    expected = vlm.generate_text("hello", [PICTURE], 4)
+    unload_everything()
+    size = vlm.patcher.model_size()
+    budget = mm.minimum_inference_memory() + size // 2
+    set_capacity(monkeypatch, budget)
+    monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)
+    monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(mm, "lowvram_available", True)
+    found = vlm.generate_text("hello", [PICTURE], 4)
+    assert 0 < vlm.patcher.loaded_size() <= size // 2
+    assert vlm.patcher.model.model_lowvram
+    assert found == expected
 
 
 def test_unloading_frees_it_and_it_comes_back(vlm_folder, unloaded) -> None:
