@@ -37,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     bench = commands.add_parser("bench", help="run the benchmarks")
     bench.add_argument("topic", nargs="?")
     commands.add_parser("evaluate", help="judge edits of held-out scenes", add_help=False)
+    bench.add_argument("--out", help="folder for JSON files and pictures of the tables")
     commands.add_parser("locales", help="write locales/, node_list.json and README tables")
     commands.add_parser("check", help="ruff and the type check")
     options, rest = parser.parse_known_args(arguments)
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         return check()
     if options.command == "bench":
         command = [python, ROOT / "bench" / "run.py", *filter(None, [options.topic])]
+        command += ["--out", options.out] if options.out else []
         return subprocess.run(command, env=child_environment()).returncode
     if options.command == "evaluate":
         command = [python, ROOT / "bench" / "evaluate.py", *rest]

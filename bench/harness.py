@@ -44,19 +44,27 @@ class Table:
         return [row[self.columns.index(name)] for row in self.rows]
 
 
-def seconds(side: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, with the GPU's queue drained before and after."""
+def seconds(side: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call by the clock, with the GPU's queue drained before and after."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     side()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def work_clock() -> Callable[[], float]:
+    """Wall time on a GPU; without one the processor time of this process, so that other jobs count less."""
+    return time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
 def measure(
-    sides: Mapping[str, Callable[[], object]], rounds: int = 5, warm_up: int = 1
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every side, `rounds` times each; the sides alternate, so a slow minute hits all of them."""
     for _ in range(warm_up):
@@ -65,7 +73,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            times[name].append(seconds(side))
+            times[name].append(seconds(side, clock))
     return times
 
 

@@ -26,6 +26,8 @@ Offset = tuple[float, ...]
 MAX_MOVED = 2
 """Places besides its own that a reference keeps rotated keys for."""
 OVERRIDE = "optimized_attention_override"
+"""Where ComfyUI looks for another attention. Ours stay out of compiled blocks: what they read changes with
+every run, and the blocks around them need not be compiled again for that."""
 QUANTISED_GROUP = 32
 """Channels that share one 8-bit scale: 45 dB for normal values at 6 % more memory than the bytes alone."""
 
@@ -164,6 +166,7 @@ class ReferenceWriter:
     device: torch.device | None = None
     """Where to store; None leaves everything where it was made."""
 
+    @torch.compiler.disable
     def __call__(
         self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, **more: Any
     ) -> Tensor:
@@ -188,6 +191,7 @@ class ReferenceReader:
     """Where each reference is."""
     inner: Attention | None = None
 
+    @torch.compiler.disable
     def __call__(
         self,
         attention: Attention,
@@ -241,6 +245,7 @@ class StepRecorder:
     kept: dict[Block, tuple[Tensor, Tensor]]
     inner: Attention | None = None
 
+    @torch.compiler.disable
     def __call__(
         self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, **more: Any
     ) -> Tensor:
@@ -257,6 +262,7 @@ class StepReader:
     kept: dict[Block, tuple[Tensor, Tensor]]
     inner: Attention | None = None
 
+    @torch.compiler.disable
     def __call__(
         self,
         attention: Attention,
