@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from ..model_loaders.paths import model_folder, model_folder_names, register_fol
 from ..training.config import PRECISIONS, RunConfig
 from ..training.dataset import EditDataset
 from ..training.families import load_family
-from ..training.presets import PRESETS, Overrides, dreamomni_run, lora_run, vlm_run
+from ..training.families.dreamomni_setup import STAGE_PLANS
+from ..training.presets import PRESETS, Overrides, dreamomni_run, lora_run, parse_stages, vlm_run
 from ..training.vlm_merge import merge_vlm
 from .schema import node_input, node_schema
-from .training_encoders import RewrittenPrompts, picture_encoder, prompt_encoder
+from .training_encoders import RewrittenPrompts, picture_encoder, prompt_encoder, required
 from .training_run import (
     CONTINUE,
     Job,
@@ -38,7 +38,6 @@ STAGE_CATEGORY = f"{CATEGORY}/train"
 FOLDER_FAMILIES = ("omnigen", "dreamomni")
 LORA_FAMILIES = ("kontext", *FOLDER_FAMILIES)
 FROM_PRESET = "as the preset"
-DEFAULT_STAGES = "64 16 1e-3 2000\n"
 MAX_SEED = 2**63 - 1
 
 
@@ -60,6 +59,11 @@ def base_path(base: str, family: str) -> Path:
     if base.partition("/")[0] in FOLDER_FAMILIES and base in base_choices():
         raise ValueError(f"{base!r} is no base for kontext; choose a file of models/diffusion_models")
     return Path(folder_paths.get_full_path_or_raise("diffusion_models", base))
+
+
+def base_role(family: str) -> str:
+    """Under which name a family looks for its base."""
+    return "model" if family == "dreamomni" else "transformer"
 
 
 def make_job(
@@ -133,6 +137,20 @@ def resume_input() -> io.Input:
         default=CONTINUE,
         optional=True,
         tooltip="Go on with a run of this name if there is one, insist on a new one, or pick an old run.",
+    )
+
+
+def processes_input() -> io.Input:
+    """How many devices share a run."""
+    return node_input(
+        io.Int,
+        "processes",
+        default=1,
+        min=1,
+        max=16,
+        optional=True,
+        tooltip="Training processes, one per GPU, started by accelerate. They share the batch, so the "
+        "result stays the same.",
     )
 
 
@@ -217,6 +235,7 @@ class TrainLoRA(io.ComfyNode):
                 node_input(Processor, "processor", optional=True, tooltip="omnigen: from Load OmniGen."),
                 *override_inputs(),
                 resume_input(),
+                processes_input(),
             ],
             outputs=run_outputs("lora_name", "The LoRA as LoRA loaders list it."),
         )
@@ -236,13 +255,14 @@ class TrainLoRA(io.ComfyNode):
             name=chosen_name(run_name, optional.get("resume", CONTINUE)),
             family=family,
             task=task,
-            base={"transformer": str(base_path(base, family))},
+            base={base_role(family): str(base_path(base, family))},
             preset=preset,
             chosen=chosen_overrides(optional),
             seed=optional.get("seed", 0),
         )
         encoders = {name: optional.get(name) for name in ("clip", "vae", "vlm", "processor")}
-        run = make_job(config, dataset, **encoders).run()
+        job = make_job(config, dataset, **encoders)
+        run = dataclasses.replace(job, processes=optional.get("processes", 1)).run()
         return io.NodeOutput(publish_lora(run), run)
 
 
@@ -270,8 +290,8 @@ class TrainDreamOmni(io.ComfyNode):
                     io.String,
                     "stages",
                     multiline=True,
-                    default=DEFAULT_STAGES,
-                    tooltip="One line per stage: resolution batch learning_rate steps.",
+                    default="",
+                    tooltip="A line per stage: resolution batch learning_rate steps. Empty: as usual.",
                 ),
                 node_input(Vlm, "vlm", optional=True, tooltip="Reads prompts and pictures; stays as it is."),
                 node_input(io.Vae, "vae", optional=True, tooltip="Not needed by networks on pixels."),
@@ -288,13 +308,12 @@ class TrainDreamOmni(io.ComfyNode):
     def execute(
         cls, config: str, dataset: EditDataset, run_name: str, stages: str, **optional: Any
     ) -> io.NodeOutput:
-        vlm = optional.get("vlm")
-        network = json.loads(NETWORKS[config]().to_json())
+        vlm = required(optional.get("vlm"), "vlm", "a DreamOmni network reads prompts and pictures with it")
         settings = dreamomni_run(
             name=chosen_name(run_name, optional.get("resume", CONTINUE)),
-            base={"vlm": str(vlm.folder.path)} if vlm is not None else {},
-            options={"network": json.dumps(network)},
-            stages=stages,
+            base={"vlm": str(vlm.folder.path)},
+            options={"preset": config},
+            stages=parse_stages(stages) if stages.strip() else STAGE_PLANS[config]().stages,
             seed=optional.get("seed", 0),
         )
         run = make_job(settings, dataset, vlm=vlm, vae=optional.get("vae")).run()

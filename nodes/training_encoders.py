@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch import Tensor
 
 import comfy.latent_formats
 
+from ..model_loaders.dreamomni_model import latent_format
 from ..training.answers import AnswerEncoder, no_latent
 from ..training.cache import content_key
 from ..training.config import RunConfig
 from ..training.encode import PictureEncoder, PromptEncoder, pixels_of
 from ..training.families.base import EncodePlan
+from ..training.families.dreamomni_setup import network_config
 from ..vlm.chat import rewrite_request
 from ..vlm.reply import parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS
@@ -177,10 +178,7 @@ def latent_format_of(config: RunConfig) -> comfy.latent_formats.LatentFormat:
     if config.family == "omnigen":
         return comfy.latent_formats.SDXL()
     if config.family == "dreamomni":
-        from ..dit.dreamomni.config import DreamOmniConfig
-        from ..model_loaders.dreamomni_model import latent_format
-
-        return latent_format(DreamOmniConfig.from_mapping(json.loads(str(config.options["network"]))).latent)
+        return latent_format(network_config(config).latent)
     return comfy.latent_formats.Flux()
 
 

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from comfy_api.latest import io, ui
 
-from ..training.report import loss_chart, run_summary, sample_strips
+from ..training.report import loss_chart, run_summary, sample_strips, words_picture
 from .notes import show_note
 from .schema import node_input, node_schema
+from .training_encoders import image_tensor
 from .training_run import TrainingRun, run_notes
 from .types import CATEGORY, Run
 
 
 def stacked_strips(files: list[Path]) -> Tensor:
-    """Pictures as one IMAGE batch (N, H, W, 3), padded to the largest; one grey pixel block without any."""
+    """Pictures as one IMAGE batch (N, H, W, 3), padded to the largest; words without any."""
     if not files:
-        return torch.full((1, 64, 64, 3), 0.5)
+        return image_tensor(words_picture("no sample pictures"))
     pictures = []
     for file in files:
         with Image.open(file) as picture:
@@ -61,7 +62,7 @@ class TrainingReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: TrainingRun) -> io.NodeOutput:
-        chart = torch.from_numpy(np.asarray(loss_chart(run.folder), np.float32) / 255)[None].clone()
+        chart = image_tensor(loss_chart(run.folder))
         words = "\n".join(part for part in (run_summary(run.folder), run_notes(run.folder)) if part)
         show_note(cls, words)
         samples = stacked_strips(sample_strips(run.folder))

@@ -147,9 +147,8 @@ class Job:
             watch_parent=True,
             base_hashes=base_hashes(self.config),
         )
-        with torch.inference_mode(False):
-            listener = Listener(self)
-            run_with_ladder(run, self.folder, encode=self.encode, heard=listener, processes=self.processes)
+        listener = Listener(self)
+        run_with_ladder(run, self.folder, encode=self.encode, heard=listener, processes=self.processes)
         return TrainingRun(self.folder)
 
 

@@ -172,18 +172,22 @@ def parse_stages(text: str) -> tuple[StageConfig, ...]:
 
 
 def dreamomni_run(
-    *, name: str, base: dict[str, str], options: dict[str, str | int | float | bool], stages: str, seed: int
+    *,
+    name: str,
+    base: dict[str, str],
+    options: dict[str, str | int | float | bool],
+    stages: tuple[StageConfig, ...],
+    seed: int,
 ) -> RunConfig:
     """Full training of a DreamOmni network on text-to-image and editing samples together."""
-    parsed = parse_stages(stages)
-    total = sum(stage.steps for stage in parsed)
+    total = sum(stage.steps for stage in stages)
     return RunConfig(
         name=name,
         family="dreamomni",
         task="all",
         base=base,
         options=options,
-        stages=parsed,
+        stages=stages,
         adapter=None,
         optimizer=OptimizerConfig(
             weight_decay=0.01, beta2=0.99, ema_decay=0.999, schedule="constant_with_warmup", warmup_steps=100

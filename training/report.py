@@ -64,6 +64,13 @@ def loss_chart(folder: Path) -> Image.Image:
     return image
 
 
+def words_picture(words: str) -> Image.Image:
+    """A small picture that says something in place of one that is not there."""
+    image = Image.new("RGB", (256, 128), PAPER)
+    ImageDraw.Draw(image).text((128, 64), words, fill=INK, anchor="mm")
+    return image
+
+
 def draw_line(draw: ImageDraw.ImageDraw, points: Points, colour: tuple[int, int, int], width: int) -> None:
     """A line through points, or a dot for a single one."""
     if len(points) == 1:

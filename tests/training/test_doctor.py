@@ -110,7 +110,7 @@ def test_stages_are_read_and_a_bad_line_is_named() -> None:
         parse_stages("256 16 1e-4 10\n512 4")
     with pytest.raises(ValueError, match="stages is empty"):
         parse_stages("# nothing\n")
-    run = dreamomni_run(name="x", base={}, options={}, stages="64 2 1e-3 5", seed=0)
+    run = dreamomni_run(name="x", base={}, options={}, stages=parse_stages("64 2 1e-3 5"), seed=0)
     assert run.adapter is None
     assert run.total_steps == 5
 

@@ -31,7 +31,7 @@ from ..frozen import FrozenBuilder
 from ..timesteps import dynamic_shift
 from .base import Batch, EncodePlan, Family
 from .kontext_exact import exact_velocity, install
-from .kontext_files import base_tensors, flux_shape
+from .kontext_files import base_tensors, network_arguments
 
 ATTENTION_TARGETS = (
     "attn.to_q",
@@ -77,7 +77,7 @@ class KontextFamily(Family):
         if not path.is_file():
             raise FileNotFoundError(f"no base model {str(path)!r}; choose a file of models/diffusion_models")
         with torch.device("meta"):
-            network = FluxTransformer2DModel(**flux_shape(path))
+            network = FluxTransformer2DModel(**network_arguments(path))
         builder = FrozenBuilder(network, config.memory, device, wide=("x_embedder", "proj_out", "norm_out"))
         for name, tensor in base_tensors(path):
             builder.add(name, tensor)

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ...dit.flux_shape import flux_shape
 from ..memory import header_shapes
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 SCALES = (".scale_weight", ".weight_scale")
 IGNORED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
-HEAD_WIDTH = 128
-BFL_MARK, DIFFUSERS_MARK = "double_blocks.0.img_attn.qkv.weight", "transformer_blocks.0.attn.to_q.weight"
+BFL_MARK = "double_blocks.0.img_attn.qkv.weight"
 
 PLAIN = {
     "img_in": "x_embedder",
@@ -103,45 +103,31 @@ def bare(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
-def flux_shape(path: Path) -> dict[str, Any]:
+def network_arguments(path: Path) -> dict[str, Any]:
     """Arguments of diffusers' FluxTransformer2DModel for a file; ValueError when it is not FLUX-shaped."""
     if path.suffix != ".safetensors":
         raise ValueError(
             f"{path.name} cannot be trained on: a base must be a .safetensors file in bf16, fp16, fp8 or "
             "scaled fp8 (GGUF works for sampling only; use the file it was made from)"
         )
-    shapes = {bare(name): shape for name, shape in header_shapes(path).items()}
-    if BFL_MARK in shapes:
-        names = ("img_in", "txt_in", "vector_in.in_layer", "guidance_in.in_layer")
-        blocks = ("double_blocks", "single_blocks")
-    elif DIFFUSERS_MARK in shapes:
-        embed = "time_text_embed."
-        names = ("x_embedder", "context_embedder", f"{embed}text_embedder.linear_1")
-        names = (*names, f"{embed}guidance_embedder.linear_1")
-        blocks = ("transformer_blocks", "single_transformer_blocks")
-    else:
+    try:
+        shape = flux_shape({bare(name): size for name, size in header_shapes(path).items()})
+    except ValueError as error:
         raise ValueError(
-            f"{path.name} is no FLUX.1 transformer in BFL's or diffusers' layout (neither {BFL_MARK} nor "
-            f"{DIFFUSERS_MARK} is in it); choose FLUX.1 Kontext"
-        )
-    image, text, pooled, guidance = (f"{name}.weight" for name in names)
-    width = shapes[image][0]
+            f"{path.name} is no FLUX.1 transformer in BFL's or diffusers' layout: {error}; choose a FLUX.1 "
+            "Kontext file"
+        ) from error
     return {
-        "in_channels": shapes[image][1],
-        "num_layers": count_blocks(shapes, blocks[0]),
-        "num_single_layers": count_blocks(shapes, blocks[1]),
-        "attention_head_dim": HEAD_WIDTH,
-        "num_attention_heads": width // HEAD_WIDTH,
-        "joint_attention_dim": shapes[text][1],
-        "pooled_projection_dim": shapes[pooled][1],
-        "guidance_embeds": guidance in shapes,
+        "in_channels": shape.in_channels,
+        "num_layers": shape.num_double,
+        "num_single_layers": shape.num_single,
+        "attention_head_dim": shape.head_dim,
+        "num_attention_heads": shape.num_heads,
+        "joint_attention_dim": shape.text_dim,
+        "pooled_projection_dim": shape.pooled_dim,
+        "guidance_embeds": True,
+        "axes_dims_rope": shape.axes_dim,
     }
-
-
-def count_blocks(shapes: dict[str, list[int]], prefix: str) -> int:
-    """Number of blocks called `<prefix>.<n>`."""
-    numbers = {int(name.split(".")[1]) for name in shapes if name.startswith(prefix + ".")}
-    return max(numbers, default=-1) + 1
 
 
 def base_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

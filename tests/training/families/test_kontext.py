@@ -12,7 +12,7 @@ from pack.training.adapters import inject_lora, lora_off, lora_parameters
 from pack.training.config import AdapterConfig, MemoryConfig, ObjectiveConfig, RunConfig
 from pack.training.families.base import CachedSample
 from pack.training.families.kontext import ATTENTION_TARGETS, KontextFamily, packed, unpacked
-from pack.training.families.kontext_files import base_tensors, converted, flux_shape
+from pack.training.families.kontext_files import base_tensors, converted, network_arguments
 from peft import LoraConfig
 from safetensors.torch import save_file
 
@@ -218,7 +218,7 @@ def test_every_layout_loads_to_the_same_network(tmp_path: Path, layout: str) -> 
         tolerance = 0.02
     path = tmp_path / "base.safetensors"
     save_file(state, path)
-    assert flux_shape(path) == SHAPE
+    assert network_arguments(path) == {**SHAPE, "axes_dims_rope": (16, 56, 56)}
     loaded = KontextFamily().load_network(run_config(path), CPU)
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0.07, atol=tolerance)
