@@ -109,7 +109,9 @@ class Exit(nn.Module):
         width, self.patch = config.conv_width, config.patch
         options = {"dtype": dtype, "device": device}
         self.skips, self.concat = config.conv_skips, config.conv_skip_merge == "concat"
-        merged = 2 * width if self.skips and self.concat else width
+        self.sources = config.source_exit_skips
+        parts = 2 + self.sources if self.skips and self.concat else 1
+        merged = parts * width
         self.norm = (
             operations.LayerNorm(config.width, elementwise_affine=False, eps=NORM_EPSILON, **options)
             if config.exit_norm
@@ -128,8 +130,18 @@ class Exit(nn.Module):
         )
         self.out = operations.Conv2d(width, config.latent.channels, 3, padding=1, **options)
 
-    def forward(self, tokens: Tensor, time: Tensor, skip_a: Tensor, skip_b: Tensor) -> Tensor:
-        """Output (B, C, H, W) of the noise tokens (B, L, D); the skips fix H and W."""
+    def forward(
+        self,
+        tokens: Tensor,
+        time: Tensor,
+        skip_a: Tensor,
+        skip_b: Tensor,
+        source_skips: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Output (B, C, H, W) of the noise tokens (B, L, D); the skips fix H and W.
+
+        `source_skips` are skips A and B of the source for `source_exit_skips`; None stands for zeros.
+        """
         rows = skip_b.shape[-2] // (2 * self.patch)
         patches = self.from_tokens(self.norm(tokens)).transpose(1, 2).unflatten(2, (rows, -1))
         small = F.pixel_shuffle(patches, self.patch)
@@ -137,15 +149,19 @@ class Exit(nn.Module):
             current = F.pixel_shuffle(self.up(small), 2)
         else:
             current = self.up(F.interpolate(small, scale_factor=2, mode="nearest"))
-        current = self.block_b(self.merge(current, skip_b), time)
-        current = self.block_a(self.merge(current, skip_a), time)
+        source_a, source_b = source_skips or (None, None)
+        current = self.block_b(self.merge(current, skip_b, source_b), time)
+        current = self.block_a(self.merge(current, skip_a, source_a), time)
         return self.out(F.silu(self.out_norm(current)))
 
-    def merge(self, current: Tensor, skip: Tensor) -> Tensor:
-        """The current latent with a stem skip, on the channel axis or added."""
+    def merge(self, current: Tensor, skip: Tensor, source: Tensor | None) -> Tensor:
+        """The current latent with the stem's skips, on the channel axis or added."""
         if not self.skips:
             return current
-        return torch.cat([current, skip], dim=1) if self.concat else current + skip
+        parts = [current, skip]
+        if self.sources:
+            parts.append(torch.zeros_like(skip) if source is None else source)
+        return torch.cat(parts, dim=1) if self.concat else sum(parts[1:], parts[0])
 
 
 class DiTBlock(nn.Module):

@@ -121,6 +121,9 @@ class DreamOmniConfig:
     max_images: int = 5
     source_tokens: bool = False
     """Also feed pictures as VAE tokens; off is the figure, where they enter through the VLM only."""
+    source_exit_skips: bool = False
+    """The stem's features of the first picture, where it has the target's size, also enter the exit's two
+    convolution blocks; off is the figure. Needs `source_tokens`."""
     reference_positions: str = PositionScheme.INDEX_OFFSET.value
     """Position scheme of the VAE tokens of pictures (DreamOmni2's, arXiv 2510.06679 section 3.2)."""
     prediction: str = "velocity"
@@ -171,6 +174,8 @@ class DreamOmniConfig:
             raise ValueError(f"time_frequencies must be even and at least 2, got {self.time_frequencies}")
         if self.time_layers not in (1, 2):
             raise ValueError(f"time_layers is 1 or 2, got {self.time_layers}")
+        if self.source_exit_skips and not (self.source_tokens and self.conv_skips):
+            raise ValueError("source_exit_skips needs source_tokens and conv_skips; switch both on")
         if not 0 < self.clean_sigma_floor < 1:
             raise ValueError(f"clean_sigma_floor must lie between 0 and 1, got {self.clean_sigma_floor}")
 

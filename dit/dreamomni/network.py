@@ -106,7 +106,9 @@ class DreamOmniNetwork(nn.Module):
         time = self.time_in(sigma, latent.dtype)
         noise_tokens, skip_a, skip_b = self.stem(self.padded(latent), time)
         clean = self.time_in(torch.zeros_like(sigma), latent.dtype) if references else time
-        pictures = [self.stem(self.padded(picture), clean)[0] for picture in references]
+        stems = [self.stem(self.padded(picture), clean) for picture in references]
+        pictures = [tokens for tokens, _, _ in stems]
+        source_skips = stems[0][1:] if stems and references[0].shape == latent.shape else None
         if image_index is None:
             image_index = torch.zeros(vlm.shape[:2], dtype=torch.long, device=vlm.device)
         tokens = torch.cat([noise_tokens, *pictures, vlm], dim=1)
@@ -120,7 +122,7 @@ class DreamOmniNetwork(nn.Module):
             PositionScheme(positions or self.config.reference_positions),
         )
         tokens = self.run_groups(tokens, tokens.shape[1] - vlm.shape[1], inputs)
-        output = self.exit(tokens[:, : noise_tokens.shape[1]], time, skip_a, skip_b)
+        output = self.exit(tokens[:, : noise_tokens.shape[1]], time, skip_a, skip_b, source_skips)
         return output[..., :height, :width]
 
     def run_groups(self, tokens: Tensor, num_image: int, inputs: BlockInputs) -> Tensor:

@@ -69,7 +69,7 @@ def test_exchanging_the_conv_skips_changes_the_output(make_network, make_config,
     network = make_network(make_config())
     right = network(**inputs)
     plain = network.exit.forward
-    network.exit.forward = lambda tokens, time, a, b: plain(tokens, time, b, a)
+    network.exit.forward = lambda tokens, time, a, b, source: plain(tokens, time, b, a, source)
     assert (network(**inputs) - right).abs().max() > 1e-3
 
 
