@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 PRECISIONS = ("fp32", "bf16", "fp8", "int8", "nf4")
-OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "muon")
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 TIMESTEP_KINDS = ("uniform", "logit_normal", "shifted", "dynamic_shift")
 REGION_WEIGHTINGS = ("none", "omnigen_paper", "omnigen_code", "mask")

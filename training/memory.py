@@ -39,7 +39,7 @@ def header_shapes(path: Path) -> dict[str, list[int]]:
 
 def optimizer_bytes_per_weight(name: str) -> float:
     """fp32 weight, gradient and the optimizer's moments."""
-    return {"adamw": 16.0, "adamw8bit": 10.0, "prodigy": 24.0}[name]
+    return {"adamw": 16.0, "adamw8bit": 10.0, "prodigy": 24.0, "muon": 16.0}[name]
 
 
 def planned_bytes(config: RunConfig, size: Footprint, tokens: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from .config import OptimizerConfig
+from .muon import MuonWithAdamW
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
@@ -28,14 +29,22 @@ def optional_package(name: str, wanted_for: str) -> Any:
 
 
 def make_optimizer(
-    config: OptimizerConfig, parameters: Iterable[nn.Parameter], learning_rate: float
+    config: OptimizerConfig,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    hidden: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The configured optimizer over fp32 parameters; ImportError when its package is missing."""
+    """The configured optimizer over fp32 parameters; ImportError when its package is missing.
+
+    `hidden` are those of the parameters that are matrices inside the blocks: `muon` treats them apart.
+    """
     betas = (config.beta1, config.beta2)
     options: dict[str, Any] = {"lr": learning_rate, "betas": betas, "weight_decay": config.weight_decay}
     if config.name == "adamw8bit":
         bitsandbytes = optional_package(PACKAGES[config.name], "the 8-bit AdamW optimizer")
         return bitsandbytes.optim.AdamW8bit(parameters, eps=config.epsilon, **options)
+    if config.name == "muon":
+        return MuonWithAdamW(config, parameters, hidden, learning_rate)
     if config.name == "prodigy":
         prodigy = optional_package(PACKAGES[config.name], "the Prodigy optimizer")
         return prodigy.Prodigy(
@@ -77,5 +86,8 @@ def restore_optimizer(
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
-    groups = [{**group, "betas": tuple(group["betas"])} for group in data["groups"]]
+    groups = [
+        {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+        for group in data["groups"]
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -31,7 +31,10 @@ class Session:
             offload = config.memory.offload_activations
             recompute_blocks(self.network, family.block_classes(self.network), offload)
         first = config.stages[0]
-        self.optimizer = make_optimizer(config.optimizer, self.trainable.values(), first.learning_rate)
+        hidden = [part for name, part in self.trainable.items() if family.is_hidden_matrix(name, part)]
+        self.optimizer = make_optimizer(
+            config.optimizer, self.trainable.values(), first.learning_rate, hidden
+        )
         self.ema = (
             EMAModel(self.trainable.values(), decay=config.optimizer.ema_decay)
             if config.optimizer.ema_decay

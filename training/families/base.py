@@ -146,6 +146,12 @@ class Family(ABC):
         """(name, parameter) that a run without adapter trains; all by default."""
         return list(network.named_parameters())
 
+    def is_hidden_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether Muon trains this parameter: a Linear's matrix inside a block, no embedding, no exit."""
+        parts = set(name.split("."))
+        inside = bool(parts & {"blocks", "layers", "transformer_blocks", "single_transformer_blocks"})
+        return inside and parameter.ndim == 2
+
     def block_classes(self, network: nn.Module) -> tuple[type[nn.Module], ...]:
         """Classes of the blocks whose activations gradient checkpointing may recompute."""
         return ()
