@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from .encode import read_manifest
 from .families import load_family
 from .memory import largest_sample_tokens, measured_plan
 from .metrics import MetricsFile, finite_numbers
@@ -92,8 +91,9 @@ def train(folder: Path, run: RunFile, team: Team, talk: Talk) -> int:
     device = chosen_device(run.device, team.rank)
     session = Session(run.config, load_family(run.config.family), device)
     place = RunFolder(folder=folder, cache=Path(run.cache))
-    shapes = [entry.shapes for entry in read_manifest(place.manifest(run.config.stages[-1].resolution))]
-    plan = measured_plan(session, largest_sample_tokens(shapes, TEXT_TOKENS))
+    samples = place.open_samples(run.config.stages[-1].resolution)
+    samples.close()
+    plan = measured_plan(session, largest_sample_tokens(samples.distinct_shapes(), TEXT_TOKENS))
     talk({"event": "plan", "step": 0, "text": plan})
     trainer = Trainer(session, place, team, talk, cancel_watch(folder, run.watch_parent), run.base_hashes)
     try:

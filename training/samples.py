@@ -90,8 +90,8 @@ class SampleStore:
     What has been read stays in memory until `KEPT_BYTES` are full.
     """
 
-    def __init__(self, entries: Sequence[SampleEntry], cache: TensorCache) -> None:
-        self.entries, self.cache = list(entries), cache
+    def __init__(self, entries: Sequence[SampleEntry], cache: TensorCache | None) -> None:
+        self.entries, self.cache = entries, cache
         self._kept: dict[str, dict[str, torch.Tensor]] = {}
         self._room = KEPT_BYTES
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dreamomni-samples")
@@ -101,6 +101,7 @@ class SampleStore:
         """A cache entry, from memory or disk."""
         if key in self._kept:
             return self._kept[key]
+        assert self.cache is not None
         tensors = self.cache.read(key)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if size <= self._room:
@@ -127,6 +128,10 @@ class SampleStore:
             has_source=entry.has_source and not bare,
             reference_pixels=() if bare else tuple(latent(key) for key in entry.reference_pixels),
         )
+
+    def distinct_shapes(self) -> list[list[list[int]]]:
+        """Shapes of target and references of every sample, for an estimate of memory."""
+        return [entry.shapes for entry in self.entries]
 
     def prefetch(self, wanted: Sequence[tuple[int, str]]) -> None:
         """Start reading (index, variant) pairs in the background."""

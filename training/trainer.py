@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .cache import TensorCache, content_key
 from .checkpoint import load_newest, save_checkpoint
 from .config import RunConfig
 from .config_json import changed_settings, from_json
+from .drawn import DrawnEntries, DrawnStore, read_drawn
 from .encode import SampleEntry, read_manifest
 from .export import export
 from .files import write_tensors
@@ -45,14 +46,26 @@ class RunFolder:
         """List of encoded samples at a resolution."""
         return self.folder / f"samples-{resolution}.jsonl"
 
+    def recipe(self, resolution: int) -> Path:
+        """Recipe of samples that are drawn while training at a resolution, instead of a manifest."""
+        return self.folder / f"recipe-{resolution}.json"
+
+    def open_samples(self, resolution: int) -> SampleStore:
+        """The samples of a resolution: drawn from the recipe if there is one, else read from the cache."""
+        if self.recipe(resolution).is_file():
+            return DrawnStore(read_drawn(self.recipe(resolution)))
+        return SampleStore(read_manifest(self.manifest(resolution)), TensorCache(self.cache))
+
     @property
     def checkpoints(self) -> Path:
         """Resume states."""
         return self.folder / CHECKPOINTS
 
 
-def dataset_fingerprint(entries: list[SampleEntry]) -> str:
+def dataset_fingerprint(entries: Sequence[SampleEntry]) -> str:
     """Hash of what the samples are made of."""
+    if isinstance(entries, DrawnEntries):
+        return content_key(entries.samples.config.fingerprint(), str(len(entries)))
     return content_key(*(f"{e.id}{e.target}{e.references}{sorted(e.prompts.items())}" for e in entries))
 
 
@@ -120,11 +133,10 @@ class Trainer:
         before = sum(earlier.steps for earlier in config.stages[:index])
         if self._opened is None or self._opened[0] != index:
             self.close()
-            entries = read_manifest(self.place.manifest(stage.resolution))
-            training, held_out = split_held_out(entries, config.validation)
-            store = SampleStore(entries, TensorCache(self.place.cache))
+            store = self.place.open_samples(stage.resolution)
+            training, held_out = split_held_out(store.entries, config.validation)
             runner = StepRunner(session, store, training, index, self.team)
-            self.fingerprint = dataset_fingerprint(entries)
+            self.fingerprint = dataset_fingerprint(store.entries)
             self._opened = (index, store, runner, held_out)
             self.emit(
                 {
