@@ -4,7 +4,8 @@
     python dev.py demo           from an empty folder to a picture in output/
     python dev.py test           every check and test (or --fast, --e2e, --browser)
     python dev.py bench [topic]  the benchmarks
-    python dev.py evaluate       judge edits of held-out scenes (--help for its options)
+    python dev.py train-small    train the small model from nothing (hours on a CPU; goes on where it stopped)
+    python dev.py evaluate DIR   judge a model folder, or answers to held-out edits (--help for its options)
     python dev.py locales        write locales/, node_list.json and README tables from the nodes
     python dev.py check          ruff and the type check alone
 
@@ -19,6 +20,9 @@ import subprocess
 import sys
 
 from host.places import ROOT, SetupError
+
+SCRIPTS = {"train-small": "training/recipes/run.py", "evaluate": "bench/evaluate.py"}
+"""Commands that hand their options on to a script."""
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -36,12 +40,13 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         part.add_argument(f"--{name}", dest="part", action="store_const", const=name)
     bench = commands.add_parser("bench", help="run the benchmarks")
     bench.add_argument("topic", nargs="?")
-    commands.add_parser("evaluate", help="judge edits of held-out scenes", add_help=False)
     bench.add_argument("--out", help="folder for JSON files and pictures of the tables")
+    for name in SCRIPTS:
+        commands.add_parser(name, add_help=False, help=f"further options: dev.py {name} --help")
     commands.add_parser("locales", help="write locales/, node_list.json and README tables")
     commands.add_parser("check", help="ruff and the type check")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "evaluate"):
+    if rest and options.command not in ("test", *SCRIPTS):
         parser.error(f"unknown: {' '.join(rest)}")
     return options, rest
 
@@ -63,8 +68,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         command = [python, ROOT / "bench" / "run.py", *filter(None, [options.topic])]
         command += ["--out", options.out] if options.out else []
         return subprocess.run(command, env=child_environment()).returncode
-    if options.command == "evaluate":
-        command = [python, ROOT / "bench" / "evaluate.py", *rest]
+    if options.command in SCRIPTS:
+        command = [python, ROOT / SCRIPTS[options.command], *rest]
         return subprocess.run(command, env=child_environment()).returncode
     if options.command == "locales":
         from host.locales import write_locales

@@ -28,7 +28,7 @@ from ..objective import noised, region_weights, velocity_loss, velocity_target
 from .base import Batch, CachedSample, EncodePlan, Family
 from .dreamomni_setup import network_config
 from .dreamomni_vlm import UNUSED, TrainedPair, load_pair
-from .vlm import copy_beside
+from .vlm import copy_beside, keep_old_names
 
 COPIED_BYTES = 200 * 2**20
 """VLMs up to this size are copied into the folder, larger ones named there."""
@@ -89,6 +89,10 @@ class DreamOmniFamily(Family):
     def trainable_parameters(self, network: nn.Module, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
         """Everything but the language head, which only writes words."""
         return [(name, part) for name, part in network.named_parameters() if not name.startswith(UNUSED)]
+
+    def is_hidden_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """Matrices of the blocks, of the network's and the VLM's; a modulation starts at zero and is none."""
+        return "modulation" not in name and super().is_hidden_matrix(name, parameter)
 
     def block_classes(self, network: nn.Module) -> tuple[type[nn.Module], ...]:
         """The DiT blocks."""
@@ -256,6 +260,7 @@ def write_vlm(pair: TrainedPair, weights: Mapping[str, Tensor], base: Path, plac
     writer.save_pretrained(
         partial, state_dict={name: part.to(torch.bfloat16) for name, part in state.items()}
     )
+    keep_old_names(partial)
     copy_beside(base, partial)
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)

@@ -110,6 +110,7 @@ class VlmFamily(Family):
         state = {name: tensor.to(torch.bfloat16) for name, tensor in network.state_dict().items()}
         writer: Any = network
         writer.save_pretrained(partial, state_dict=state)
+        keep_old_names(partial)
         copy_beside(Path(config.base["vlm"]), partial)
         write_json(partial / "dreamomni.json", dict(metadata))
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,6 +126,18 @@ def sft_inputs(batch: Batch) -> dict[str, Tensor]:
     if "pixel_values" in prompt:
         inputs |= {"pixel_values": prompt["pixel_values"][0], "image_grid_thw": prompt["image_grid_thw"][0]}
     return inputs
+
+
+def keep_old_names(folder: Path) -> None:
+    """Write the rope settings of a saved VLM under transformers 4's names too, which read no others."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    rope = text.get("rope_parameters") or {}
+    if "mrope_section" in rope:
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+        write_json(path, config)
 
 
 def copy_beside(base: Path, folder: Path) -> None:

@@ -10,20 +10,6 @@ from tiny_omnigen import tiny_config, write_official
 from . import StandIn
 from .autoencoders import write_taesd
 
-TRAINING = {
-    "DreamOmniStickerDataset.count": 4,
-    "DreamOmniStickerDataset.size": 64,
-    "DreamOmniStickerDataset.format": "folder",
-    "DreamOmniStickerDataset.processes": 1,
-    "DreamOmniDatasetPreview.count": 2,
-    "DreamOmniTrainLoRA.steps": 2,
-    "DreamOmniTrainLoRA.resolution": 64,
-    "DreamOmniTrainLoRA.rank": 2,
-    "DreamOmniTrainLoRA.batch_size": 1,
-    "DreamOmniTrainLoRA.gradient_accumulation": 1,
-    "DreamOmniTrainLoRA.precision": "fp32",
-}
-
 
 def write_omnigen_models(models: Path) -> None:
     """The folder and the VAE under the names the workflows use."""
@@ -49,12 +35,4 @@ STAND_INS = [
     omnigen("omnigen-subjects"),
     omnigen("omnigen-visual-conditions"),
     omnigen("omnigen-in-context"),
-    StandIn(
-        workflow="train-omnigen-lora",
-        write_models=write_omnigen_models,
-        settings=TRAINING,
-        # A second run would go on with the first one, and another seed needs another dataset name.
-        repeatable=False,
-        needs_seed=False,
-    ),
 ]

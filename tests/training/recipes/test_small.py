@@ -1,0 +1,145 @@
+"""The recipe of the small model: equal twice, resumable, and a folder others load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pack.dit.dreamomni.storage import load_network, read_index
+from pack.training.config import RunConfig
+from pack.training.config_json import from_json, to_json
+from pack.training.launch import TrainingError
+from pack.training.recipes import small_run
+from pack.training.recipes.small import BASE_TASKS, LORA_TASKS, SmallRecipe
+from pack.training.recipes.small_vlm import SmallVLMConfig, write_small_vlm
+from pack.training.synthesis.config import TASK_WEIGHTS
+from pack.vlm.inputs import build_inputs, image_token_id
+from PIL import Image
+from safetensors import safe_open
+
+from tests.training.recipes.small_budget import TINY_VLM, TrainHere, tiny_recipe
+
+
+def test_twenty_steps_twice_give_equal_losses(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=20)
+    runs = []
+    for name in ("first", "again"):
+        trained = TrainHere()
+        small_run.train_base(recipe, tmp_path / name, "cpu", trained)
+        runs.append(trained.losses["small-base"])
+    assert len(runs[0]) == 20 and runs[0] == runs[1]
+    assert len(set(runs[0])) == 20
+    other = TrainHere()
+    small_run.train_base(tiny_recipe(steps=1, seed=5), tmp_path / "other", "cpu", other)
+    assert other.losses["small-base"][0] != runs[0][0]
+
+
+def test_a_second_call_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    trained = TrainHere()
+    for steps in (3, 3, 5):
+        small_run.train_base(tiny_recipe(steps=steps), tmp_path, "cpu", trained)
+    assert len(trained.losses["small-base"]) == 5
+
+
+def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_the_folder_is_whole_small_and_says_how_it_was_made(tiny_model: Path) -> None:
+    files = {str(path.relative_to(tiny_model)) for path in tiny_model.rglob("*") if path.is_file()}
+    wanted = {"dit.safetensors", "config.json", "recipe.json", "vlm/model.safetensors", "vlm/tokenizer.json"}
+    assert wanted | {"loras/edit.safetensors", "loras/generate.safetensors"} <= files
+    network = read_index(tiny_model).network
+    assert (network.width, network.source_exit_skips, network.prediction) == (32, True, "clean")
+    assert network.reference_positions == "index+offset"
+    load_network(tiny_model)
+    recipe = json.loads((tiny_model / "recipe.json").read_text())
+    assert from_json(SmallRecipe, recipe) == tiny_recipe()
+    for name in ("dit", "vlm/model", "loras/edit", "loras/generate"):
+        tensors, metadata = tensors_of(tiny_model / f"{name}.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        if name != "vlm/model":
+            config = json.loads(metadata["dreamomni.recipe"])
+            assert config["seed"] == tiny_recipe().seed and "/" not in str(config["base"].values())
+
+
+def test_a_model_over_the_limit_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(small_run, "LARGEST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"the model takes \d\.\d MB, 0 MB are allowed"):
+        small_run.assemble(tiny_recipe(), tiny_model, {}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_tells_its_last_words(tmp_path: Path) -> None:
+    def fail(run, folder, heard) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "worker.log").write_text("no more disk")
+        return 3
+
+    with pytest.raises(TrainingError, match=r"small-base ended with code 3\.\nno more disk"):
+        small_run.train_base(tiny_recipe(), tmp_path, "cpu", fail)
+
+
+def test_a_stopped_network_gets_no_adapters(tmp_path: Path) -> None:
+    def stop(run, folder, heard) -> int:
+        heard({"event": "cancelled", "step": 1, "best_step": None})
+        return 0
+
+    with pytest.raises(TrainingError, match="small-base was stopped; the same command goes on"):
+        small_run.train_small(tiny_recipe(), tmp_path / "work", tmp_path / "out", "cpu", stop)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "work" / "edit-data").exists()
+
+
+def test_the_full_size_model_stays_under_the_limit(tmp_path: Path) -> None:
+    from pack.dit.dreamomni.network import DreamOmniNetwork
+    from pack.training.families.dreamomni_setup import network_config
+
+    recipe = SmallRecipe()
+    vlm = write_small_vlm(tmp_path / "vlm", recipe.vlm, 0)
+    network = DreamOmniNetwork(network_config(recipe.base_run(vlm)), device="meta")
+    adapted = ("qkv", "attention_out", "feedforward_in", "feedforward_out", "merge_noise", "merge_vlm")
+    layers = [m for name, m in network.named_modules() if name.split(".")[-1] in adapted]
+    lora = sum((layer.in_features + layer.out_features) * recipe.lora_rank for layer in layers)
+    numbers = sum(p.numel() for p in network.parameters()) + 2 * lora
+    vlm_bytes = sum(path.stat().st_size for path in vlm.iterdir()) / 2
+    assert 2 * numbers + vlm_bytes + 200_000 < small_run.LARGEST_BYTES
+
+
+def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
+    recipe = SmallRecipe(side=64)
+    runs = [recipe.base_run(tmp_path), *(recipe.lora_run(task, tmp_path) for task in LORA_TASKS)]
+    assert all(from_json(RunConfig, to_json(run)) == run for run in runs)
+    tasks = {task for task, _ in (*BASE_TASKS, *(pair for tasks in LORA_TASKS.values() for pair in tasks))}
+    assert tasks <= TASK_WEIGHTS.keys()
+    assert recipe.base_samples().config.split == "train"
+    seeds = {recipe.lora_synthesis(task).seed for task in LORA_TASKS} | {recipe.base_samples().config.seed}
+    assert len(seeds) == 3
+    with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
+        SmallRecipe(side=30)
+    with pytest.raises(ValueError, match="lora_steps must be at least 1, got 0"):
+        SmallRecipe(lora_steps=0)
+
+
+def test_the_small_vlm_reads_words_and_pictures(tmp_path: Path) -> None:
+    import transformers
+
+    folder = write_small_vlm(tmp_path / "vlm", TINY_VLM, seed=1)
+    processor = transformers.Qwen2VLProcessor.from_pretrained(folder)
+    request = build_inputs(processor, "Delete the blue ring.", [Image.new("RGB", (32, 32))])
+    token = image_token_id(processor)
+    assert (request["input_ids"] == token).sum() == 4
+    assert request["image_grid_thw"].tolist() == [[1, 4, 4]]
+    assert processor.tokenizer.decode(request["input_ids"][0], skip_special_tokens=True) == (
+        "delete the blue ring ."
+    )
+    spoken = build_inputs(processor, "Add <|image_pad|> here.", [])
+    assert token not in spoken["input_ids"]
+    one, two = tensors_of(folder / "model.safetensors"), None
+    write_small_vlm(tmp_path / "again", TINY_VLM, seed=1)
+    two = tensors_of(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(one[0][name], two[0][name]) for name in one[0])
+    with pytest.raises(ValueError, match=r"6 heads get 10\.6667 channels each of width 64"):
+        SmallVLMConfig(width=64, heads=6)

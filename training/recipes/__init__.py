@@ -1,0 +1,1 @@
+"""Whole trainings from nothing: data, model, adapters and the folder others load."""

@@ -1,0 +1,67 @@
+"""The command `dev.py train-small`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..launch import TrainingError
+from .small import SmallRecipe
+from .small_run import train_small
+
+log = logging.getLogger("dreamomni")
+
+ROOT = Path(__file__).resolve().parents[2]
+ADJUSTABLE = {
+    "side": int,
+    "seed": int,
+    "steps": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "distinct_samples": int,
+    "lora_steps": int,
+    "lora_samples": int,
+    "precision": str,
+    "checkpoint_every": int,
+}
+"""Settings of the recipe that the command line may change, and their kinds."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="dev.py train-small",
+        description="Train the small model from nothing; the same command goes on where it stopped.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--work", type=Path, default=ROOT / "output" / "small", help="checkpoints and data")
+    made.add_argument("--out", type=Path, default=ROOT / "assets" / "small", help="the finished folder")
+    made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    defaults = SmallRecipe()
+    for name, kind in ADJUSTABLE.items():
+        default = getattr(defaults, name)
+        made.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"({default})")
+    return made
+
+
+def recipe_of(options: argparse.Namespace) -> SmallRecipe:
+    """The recipe with what the command line changed."""
+    return SmallRecipe(**{name: getattr(options, name) for name in ADJUSTABLE})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the options say; the exit code."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        out = train_small(recipe_of(options), options.work, options.out, options.device)
+    except (ValueError, OSError, TrainingError) as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.info("stopped; the same command goes on from the last checkpoint")
+        return 130
+    log.info("the model is in %s; judge it with `python dev.py evaluate %s`", out, out)
+    return 0

@@ -1,0 +1,158 @@
+"""The recipe of the small model: a DreamOmni network that a CPU trains from nothing, and its two LoRAs.
+
+Pixels instead of a VAE, a small Qwen2-VL trained along, pictures also as source tokens. Every number is
+chosen, not published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import (
+    AdapterConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    OutputConfig,
+    RunConfig,
+    StageConfig,
+    TimestepConfig,
+    ValidationConfig,
+)
+from ..drawn import DrawnSamples
+from ..synthesis.config import SynthesisConfig, recipe_for
+from .small_vlm import SmallVLMConfig
+
+RECIPE = "recipe.json"
+"""In a finished model folder: every setting of the recipe."""
+Weighted = tuple[tuple[str, float], ...]
+
+BASE_TASKS: Weighted = (
+    ("text_to_image", 2.0),
+    ("add", 2.0),
+    ("remove", 2.0),
+    ("replace", 2.0),
+    ("recolour", 2.0),
+    ("retexture", 1.0),
+    ("move", 2.0),
+    ("scale", 1.5),
+    ("rotate", 1.0),
+    ("inpaint", 1.0),
+    ("segment", 1.0),
+    ("detect", 1.0),
+)
+"""Text-to-image and editing trained jointly, and how often each is drawn."""
+LORA_TASKS: dict[str, Weighted] = {
+    "edit": (("reference_add", 1.0), ("reference_replace", 1.0), ("reference_attribute", 1.0)),
+    "generate": (("reference_generation", 1.0),),
+}
+"""The adapters for several pictures, and what each is taught."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmallRecipe:
+    """Everything the small model depends on."""
+
+    side: int = 32
+    """Pixels per side of every picture."""
+    seed: int = 20_412_117
+    steps: int = 60_000
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup_steps: int = 200
+    distinct_samples: int = 400_000
+    """Samples of one pass; they are drawn while training, so their number costs nothing."""
+    lora_steps: int = 6_000
+    lora_samples: int = 12_000
+    lora_learning_rate: float = 1e-3
+    lora_rank: int = 8
+    objects: tuple[int, int] = (1, 3)
+    drag_share: float = 0.3
+    """Share of move, scale and rotate told by points; they make the longest prompts."""
+    vlm: SmallVLMConfig = field(default_factory=SmallVLMConfig)
+    network: tuple[tuple[str, int | float | bool | str], ...] = (
+        ("source_exit_skips", True),
+        ("conv_width", 48),
+    )
+    """Changes to the `tiny` preset, by field."""
+    precision: str = "bf16"
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.side < 32 or self.side % 8:
+            raise ValueError(f"side must be a multiple of 8 and at least 32, got {self.side}")
+        for name in ("steps", "lora_steps", "lora_samples", "distinct_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def synthesis(self, tasks: Weighted, split: str = "train", seed: int = 0) -> SynthesisConfig:
+        """The sticker recipe at this size."""
+        return dataclasses.replace(
+            recipe_for(self.side, self.side, seed=self.seed + seed),
+            tasks=tasks,
+            objects=self.objects,
+            drag_share=self.drag_share,
+            split=split,
+        )
+
+    def base_samples(self) -> DrawnSamples:
+        """What the network is trained on."""
+        return DrawnSamples(config=self.synthesis(BASE_TASKS), count=self.distinct_samples)
+
+    def lora_synthesis(self, task: str) -> SynthesisConfig:
+        """What an adapter is trained on; another seed than the network's."""
+        return self.synthesis(LORA_TASKS[task], seed=1 + list(LORA_TASKS).index(task))
+
+    def base_run(self, vlm: Path) -> RunConfig:
+        """The run that trains network and VLM together."""
+        changes: dict[str, str | int | float | bool] = {
+            f"network.{name}": value for name, value in self.network
+        }
+        return RunConfig(
+            name="small-base",
+            family="dreamomni",
+            task="all",
+            base={"vlm": str(vlm)},
+            options={"preset": "tiny", "train_vlm": True, **changes},
+            stages=(self.stage(self.steps, self.learning_rate),),
+            adapter=None,
+            optimizer=self.optimizer("muon", ema_decay=0.998),
+            timesteps=TimestepConfig(kind="shifted", shift=3.0),
+            objective=ObjectiveConfig(region_weighting="mask", mask_weight=4.0),
+            validation=ValidationConfig(every=1000),
+            output=OutputConfig(checkpoint_every=self.checkpoint_every, sample_every=0),
+            memory=MemoryConfig(precision=self.precision, gradient_checkpointing=False),
+            seed=self.seed,
+        )
+
+    def lora_run(self, task: str, model: Path) -> RunConfig:
+        """The run that trains one adapter on the finished network."""
+        base = self.base_run(model)
+        return dataclasses.replace(
+            base,
+            name=f"small-{task}-lora",
+            task=task,
+            base={"model": str(model)},
+            options={},
+            stages=(self.stage(self.lora_steps, self.lora_learning_rate),),
+            adapter=AdapterConfig(rank=self.lora_rank, alpha=self.lora_rank),
+            optimizer=self.optimizer("adamw", ema_decay=0.99),
+        )
+
+    def stage(self, steps: int, rate: float) -> StageConfig:
+        """The one stage of a run."""
+        return StageConfig(resolution=self.side, batch_size=self.batch_size, learning_rate=rate, steps=steps)
+
+    def optimizer(self, name: str, ema_decay: float) -> OptimizerConfig:
+        """Warm-up, then cosine to nothing."""
+        return OptimizerConfig(
+            name=name,
+            schedule="cosine",
+            warmup_steps=self.warmup_steps,
+            weight_decay=0.0,
+            beta1=0.9,
+            beta2=0.98,
+            ema_decay=ema_decay,
+        )
