@@ -58,14 +58,14 @@ class SmallRecipe:
     side: int = 32
     """Pixels per side of every picture."""
     seed: int = 20_412_117
-    steps: int = 60_000
+    steps: int = 20_000
     batch_size: int = 64
     learning_rate: float = 3e-3
     warmup_steps: int = 200
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
-    lora_steps: int = 6_000
-    lora_samples: int = 12_000
+    lora_steps: int = 2_000
+    lora_samples: int = 8_000
     lora_learning_rate: float = 1e-3
     lora_rank: int = 8
     objects: tuple[int, int] = (1, 3)

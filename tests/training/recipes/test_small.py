@@ -56,6 +56,8 @@ def test_the_folder_is_whole_small_and_says_how_it_was_made(tiny_model: Path) ->
     assert (network.width, network.source_exit_skips, network.prediction) == (32, True, "clean")
     assert network.reference_positions == "index+offset"
     load_network(tiny_model)
+    text = json.loads((tiny_model / "vlm" / "config.json").read_text())["text_config"]
+    assert text["rope_scaling"]["mrope_section"] == text["rope_parameters"]["mrope_section"]
     recipe = json.loads((tiny_model / "recipe.json").read_text())
     assert from_json(SmallRecipe, recipe) == tiny_recipe()
     for name in ("dit", "vlm/model", "loras/edit", "loras/generate"):
