@@ -9,6 +9,9 @@ from tiny_omnigen import tiny_config, write_official
 
 from . import StandIn
 from .autoencoders import write_taesd
+from .training import FEW, QUICK
+
+TRAINING = FEW | {f"DreamOmniTrainLoRA.{name}": value for name, value in QUICK.items()}
 
 
 def write_omnigen_models(models: Path) -> None:
@@ -35,4 +38,12 @@ STAND_INS = [
     omnigen("omnigen-subjects"),
     omnigen("omnigen-visual-conditions"),
     omnigen("omnigen-in-context"),
+    StandIn(
+        workflow="train-omnigen-lora",
+        write_models=write_omnigen_models,
+        settings=TRAINING,
+        # A second run would go on with the first one, and another seed needs another dataset name.
+        repeatable=False,
+        needs_seed=False,
+    ),
 ]

@@ -1,0 +1,70 @@
+"""fp8 weights, partly loaded weights and previews of the OmniGen MODEL."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_omnigen import tiny_config, write_official
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_official(tmp_path_factory.mktemp("omnigen"), tiny_config())
+
+
+def load(folder, weight_dtype="fp32"):
+    from pack.model_loaders.omnigen import load_omnigen
+
+    return load_omnigen(folder, weight_dtype)
+
+
+def velocity(model, processor, sigma=0.6):
+    from pack.dit.omnigen.prefix import make_prefix
+
+    latent = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    reference = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    tokens = processor.tokenize("<img><|image_1|></img> with a hat", [(32, 32)])
+    network = model.model.diffusion_model
+    dtype = model.model.manual_cast_dtype or network.dtype
+    with torch.inference_mode():
+        prefix = make_prefix(tokens, [reference])
+        return network.velocity(latent.to(dtype), torch.tensor([sigma]), prefix).float()
+
+
+@pytest.mark.parametrize(("weight_dtype", "error"), [("bf16", 0.03), ("fp8_e4m3fn", 0.15), ("fp8_e5m2", 0.3)])
+def test_small_weights_stay_close(weight_dtype, error, folder):
+    exact = velocity(*load(folder))
+    model, processor = load(folder, weight_dtype)
+    rounded = velocity(model, processor)
+    assert model.model_size() < 0.6 * load(folder)[0].model_size()
+    assert (rounded - exact).square().mean().sqrt() < error * exact.square().mean().sqrt()
+
+
+def test_partly_loaded_weights_give_the_same(folder):
+    model, processor = load(folder)
+    whole = velocity(model, processor)
+    name = "diffusion_model.llm.layers.0.mlp.down_proj.weight"
+    model.add_patches({name: ("diff", (torch.full((32, 48), 0.1),))}, 0.5)
+    model.load(torch.device("cpu"), lowvram_model_memory=4096)
+    modules = list(model.model.diffusion_model.modules())
+    assert any(getattr(module, "comfy_cast_weights", False) for module in modules)
+    partly = velocity(model, processor)
+    model.unpatch_model(torch.device("cpu"))
+    assert (partly - whole).abs().max() > 1e-3
+    model.load(torch.device("cpu"), full_load=True)
+    torch.testing.assert_close(velocity(model, processor), partly, atol=1e-5, rtol=1e-5)
+
+
+def test_previews_come_from_the_latent_format(folder):
+    latent_format = load(folder)[0].model.latent_format
+    assert len(latent_format.latent_rgb_factors) == 4
+    assert latent_format.scale_factor == 0.13025
+    assert latent_format.taesd_decoder_name == "taesdxl_decoder"
+
+
+def test_a_controlnet_is_refused(folder):
+    network = load(folder)[0].model.diffusion_model
+    with pytest.raises(ValueError, match="OmniGen has no ControlNets"):
+        network(torch.zeros(1, 4, 4, 4), torch.ones(1), control={}, prefixes=())
