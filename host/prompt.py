@@ -34,8 +34,18 @@ def workflow_to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) ->
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """The values typed into a node, by input, in the order of the node's definition."""
     values = iter(node.get("widgets_values") or [])
-    pairs = [(name, next(values, None)) for name in widget_slots(info)]
+    known = dict(definitions(info))
+    # A node that got a new input since the workflow was saved: the input has its default.
+    pairs = [(name, next(values, default_of(known.get(name)))) for name in widget_slots(info)]
     return {name: value for name, value in pairs if name is not None}
+
+
+def default_of(definition: list[Any] | None) -> Any:
+    """What a fresh widget shows."""
+    if definition is None:
+        return None
+    choices = definition[0] if isinstance(definition[0], list) else options_of(definition).get("options")
+    return options_of(definition).get("default", choices[0] if choices else None)
 
 
 def widget_slots(info: dict[str, Any]) -> list[str | None]:

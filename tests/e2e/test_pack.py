@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from live_server import LiveServer
-from pack.host.locales import OUR_MODULE, node_list
+from pack.host.locales import OUR_MODULE, node_definitions, node_list, written_files
 from pack.host.places import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -38,6 +40,17 @@ def family_of(name: str) -> str:
 def test_no_help_page_is_left_without_a_node(live_server: LiveServer) -> None:
     pages = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
     assert pages == set(our_nodes(live_server))
+
+
+def test_locales_and_node_list_are_current(live_server: LiveServer) -> None:
+    for path, text in written_files(live_server.object_info).items():
+        assert path.is_file() and path.read_text() == text, "run `python dev.py locales`"
+
+
+def test_the_server_serves_the_names(live_server: LiveServer) -> None:
+    served = live_server.client.get("/api/i18n")["en"]["nodeDefs"]
+    ours = node_definitions(live_server.object_info)
+    assert {name: served[name] for name in ours} == json.loads(json.dumps(ours))
 
 
 def test_the_list_for_scanners_names_every_node(live_server: LiveServer) -> None:

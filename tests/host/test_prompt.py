@@ -44,6 +44,12 @@ def test_widgets_go_by_their_order_and_controls_are_skipped() -> None:
     }
 
 
+def test_inputs_that_are_newer_than_the_workflow_have_their_defaults() -> None:
+    info = {"Sample": {"input": {"required": {"steps": ["INT", {"default": 20}], "kind": [["a", "b"], {}]}}}}
+    saved = workflow(node(1, "Sample", [5]))
+    assert workflow_to_prompt(saved, info)["1"]["inputs"] == {"steps": 5, "kind": "a"}
+
+
 def test_the_upload_button_takes_a_value_of_its_own() -> None:
     saved = workflow(node(1, "Picture", ["cat.png", "image"]))
     assert workflow_to_prompt(saved, INFO)["1"]["inputs"] == {"image": "cat.png"}
