@@ -52,7 +52,7 @@ class DrawnEntries(Sequence[SampleEntry]):
     """Entries by number; what a sample holds is known only once it is drawn."""
 
     def __init__(self, samples: DrawnSamples) -> None:
-        self.samples = samples
+        self.samples, self.recipe = samples, samples.config.fingerprint()[:16]
 
     def __len__(self) -> int:
         return self.samples.count
@@ -71,7 +71,7 @@ class DrawnEntries(Sequence[SampleEntry]):
             id=f"{number:08d}",
             task="",
             instruction="",
-            target=f"{config.fingerprint()[:16]}-{number:08d}",
+            target=f"{self.recipe}-{number:08d}",
             references=[],
             prompts={},
             shapes=[[3, config.height, config.width]],
