@@ -47,6 +47,6 @@ def test_tables_at_test_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[0] for row in step.rows] == [
         f"{n} references, {how}" for n in (1, 3, 5) for how in ("cached", "uncached")
     ]
-    assert all(math.isfinite(value) and value > 0 for row in run.rows for value in row[1:])
+    assert all(math.isfinite(value) and value >= 0 for row in run.rows for value in row[1:])
     assert reuse.column("references computed") == [0, 0]
     assert memory.rows[1][3] >= 44  # few tokens
