@@ -18,14 +18,8 @@ from .dreamomni_model import DreamOmniModelConfig
 from .dreamomni_vae import open_vae
 from .paths import model_folder
 from .vlm import LoadedVLM, load_vlm
+from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
 
-WEIGHT_DTYPES = {
-    "default": None,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
 FP16_REASON = "fp16 was never tried with this network and is not offered; use bf16, or fp32 without bf16"
 
 
@@ -71,13 +65,7 @@ def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.
         reason = FP16_REASON if weight_dtype == "fp16" else f"use one of {', '.join(WEIGHT_DTYPES)}"
         raise ValueError(f"weight_dtype {weight_dtype!r}: {reason}")
     supported = DreamOmniModelConfig.supported_inference_dtypes
-    storage = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    device = comfy.model_management.get_torch_device()
-    return storage, comfy.model_management.unet_manual_cast(storage, device, supported)
+    return storage_and_compute(weights, WEIGHT_DTYPES[weight_dtype], supported)
 
 
 def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False) -> Any:

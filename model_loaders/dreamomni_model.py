@@ -20,6 +20,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
 from ..dit.dreamomni.layers import Attention
 from ..dit.dreamomni.network import DreamOmniNetwork
+from .wrapped_call import call_through_wrappers
 
 REFERENCES = "ref_latents"
 POSITIONS = "dreamomni_positions"
@@ -96,13 +97,9 @@ class HostNetwork(DreamOmniNetwork):
     ) -> Tensor:
         """Velocity (B, C, H, W) at sigma = timestep (B)."""
         options = transformer_options or {}
-        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            self._forward,
-            self,
-            comfy.patcher_extension.get_all_wrappers(
-                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
-            ),
-        ).execute(x, timestep, context, control, options, **conditions)
+        return call_through_wrappers(
+            self._forward, self, options, x, timestep, context, control, options, **conditions
+        )
 
     def _forward(
         self,

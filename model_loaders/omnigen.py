@@ -18,14 +18,8 @@ from ..dit.omnigen.folder import OmniGenFiles, find_files, network_weights, read
 from ..dit.omnigen.prefix_cache import CacheSettings
 from .omnigen_model import CACHE_KEY, CACHE_OPTION, OmniGenModelConfig
 from .omnigen_processor import OmniGenProcessor, load_processor
+from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
 
-WEIGHT_DTYPES = {
-    "default": None,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
 NO_FP16 = (
     "OmniGen cannot run in fp16: its activations overflow and the picture turns black (the authors say so "
     "too). Use bf16, or fp32 on cards without bf16; fp8 weights are fine, they are computed in one of these."
@@ -46,13 +40,7 @@ def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.
         reason = NO_FP16 if weight_dtype == "fp16" else f"allowed are {', '.join(WEIGHT_DTYPES)}"
         raise ValueError(f"weight_dtype {weight_dtype!r}: {reason}")
     supported = OmniGenModelConfig.supported_inference_dtypes
-    storage = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    device = comfy.model_management.get_torch_device()
-    compute = comfy.model_management.unet_manual_cast(storage, device, supported)
+    storage, compute = storage_and_compute(weights, WEIGHT_DTYPES[weight_dtype], supported)
     if torch.float16 in (storage, compute):
         raise ValueError(NO_FP16)
     return storage, compute

@@ -25,6 +25,7 @@ from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
+from .wrapped_call import call_through_wrappers
 
 log = logging.getLogger("dreamomni")
 
@@ -111,13 +112,9 @@ class HostNetwork(OmniGenNetwork):
     ) -> Tensor:
         """Velocity (B, C, H, W) at sigma = timestep (B) under `prefixes`."""
         options = transformer_options or {}
-        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            self._forward,
-            self,
-            comfy.patcher_extension.get_all_wrappers(
-                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
-            ),
-        ).execute(x, timestep, context, control, options, **conditions)
+        return call_through_wrappers(
+            self._forward, self, options, x, timestep, context, control, options, **conditions
+        )
 
     def _forward(
         self,
