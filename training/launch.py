@@ -49,12 +49,15 @@ class Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def command(self) -> list[str]:
-        """The command line: this interpreter, with accelerate in front for several processes."""
-        launcher = []
-        if self.num_processes > 1:
-            launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(self.num_processes)]
+        """The command line: this interpreter, with a launcher in front for several processes."""
+        number, launcher = str(self.num_processes), []
+        if self.num_processes > 1 and self.on_cpu:
+            # `accelerate launch --cpu` starts one process, whatever number it is given.
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", number]
+        elif self.num_processes > 1:
+            launcher = ["-m", "accelerate.commands.launch", "--num_processes", number, "--multi_gpu"]
             launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            launcher += ["--main_process_port", "0", "--cpu" if self.on_cpu else "--multi_gpu"]
+            launcher += ["--main_process_port", "0"]
         return [sys.executable, *launcher, str(WORKER), str(self.folder)]
 
     def __enter__(self) -> Worker:

@@ -94,7 +94,14 @@ class Trainer:
         """
         session, config = self.session, self.session.config
         self.resume()
-        self.emit({"event": "started", "step": session.step, "total": config.total_steps})
+        self.emit(
+            {
+                "event": "started",
+                "step": session.step,
+                "total": config.total_steps,
+                "processes": self.team.size,
+            }
+        )
         if session.step == 0:
             self.open_stage()
             self.preview()

@@ -128,7 +128,8 @@ class Exit(nn.Module):
         self.out_norm = operations.GroupNorm(
             config.conv_norm_groups, width, eps=NORM_EPSILON, affine=True, **options
         )
-        self.out = operations.Conv2d(width, config.latent.channels, 3, padding=1, **options)
+        painted = config.latent.channels * (1 + config.source_matte)
+        self.out = operations.Conv2d(width, painted, 3, padding=1, **options)
 
     def forward(
         self,
@@ -138,7 +139,7 @@ class Exit(nn.Module):
         skip_b: Tensor,
         source_skips: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Output (B, C, H, W) of the noise tokens (B, L, D); the skips fix H and W.
+        """Output (B, C, H, W) of the noise tokens (B, L, D), with a matte (B, 2 C, H, W); the skips fix H, W.
 
         `source_skips` are skips A and B of the source for `source_exit_skips`; None stands for zeros.
         """

@@ -124,6 +124,9 @@ class DreamOmniConfig:
     source_exit_skips: bool = False
     """The stem's features of the first picture, where it has the target's size, also enter the exit's two
     convolution blocks; off is the figure. Needs `source_tokens`."""
+    source_matte: bool = False
+    """The network also paints a matte m, and its clean picture is m * painted + (1 - m) * source wherever the
+    first picture has the target's size; off is the figure. Needs `source_tokens` and `prediction="clean"`."""
     reference_positions: str = PositionScheme.INDEX_OFFSET.value
     """Position scheme of the VAE tokens of pictures (DreamOmni2's, arXiv 2510.06679 section 3.2)."""
     prediction: str = "velocity"
@@ -176,6 +179,8 @@ class DreamOmniConfig:
             raise ValueError(f"time_layers is 1 or 2, got {self.time_layers}")
         if self.source_exit_skips and not (self.source_tokens and self.conv_skips):
             raise ValueError("source_exit_skips needs source_tokens and conv_skips; switch both on")
+        if self.source_matte and not (self.source_tokens and self.prediction == "clean"):
+            raise ValueError("source_matte needs source_tokens and prediction clean; switch both on")
         if not 0 < self.clean_sigma_floor < 1:
             raise ValueError(f"clean_sigma_floor must lie between 0 and 1, got {self.clean_sigma_floor}")
 

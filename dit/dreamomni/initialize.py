@@ -14,6 +14,9 @@ from .network import DreamOmniNetwork
 SILU_OF_ONE = 1.2784645
 """SiLU(1.2784645) = 1: with this bias a fresh `Linear -> SiLU` modulation leaves its input as it is."""
 
+CLOSED_MATTE = -2.0
+"""A fresh network shows sigmoid(-2) = 12 % of what it paints, the rest is the source."""
+
 
 def initialize(network: DreamOmniNetwork, generator: torch.Generator) -> None:
     """Fill a network in place: Xavier Linears, unit modulation, quiet residual branches, zero output."""
@@ -34,6 +37,8 @@ def initialize(network: DreamOmniNetwork, generator: torch.Generator) -> None:
     if network.roles is not None:
         nn.init.normal_(network.roles.weight, std=0.02, generator=generator)
     nn.init.zeros_(network.exit.out.weight)
+    if network.config.source_matte:
+        nn.init.constant_(network.exit.out.bias[network.config.latent.channels :], CLOSED_MATTE)
 
 
 def _start_neutral(modulation: Modulation) -> None:

@@ -108,7 +108,8 @@ class DreamOmniNetwork(nn.Module):
         clean = self.time_in(torch.zeros_like(sigma), latent.dtype) if references else time
         stems = [self.stem(self.padded(picture), clean) for picture in references]
         pictures = [tokens for tokens, _, _ in stems]
-        source_skips = stems[0][1:] if stems and references[0].shape == latent.shape else None
+        source = references[0] if references and references[0].shape == latent.shape else None
+        source_skips = stems[0][1:] if source is not None else None
         if image_index is None:
             image_index = torch.zeros(vlm.shape[:2], dtype=torch.long, device=vlm.device)
         tokens = torch.cat([noise_tokens, *pictures, vlm], dim=1)
@@ -123,7 +124,8 @@ class DreamOmniNetwork(nn.Module):
         )
         tokens = self.run_groups(tokens, tokens.shape[1] - vlm.shape[1], inputs)
         output = self.exit(tokens[:, : noise_tokens.shape[1]], time, skip_a, skip_b, source_skips)
-        return output[..., :height, :width]
+        output = output[..., :height, :width]
+        return composed(output, source) if self.config.source_matte else output
 
     def run_groups(self, tokens: Tensor, num_image: int, inputs: BlockInputs) -> Tensor:
         """Encoder groups, then decoder groups: the first encoder output meets the last decoder group."""
@@ -222,6 +224,16 @@ class DreamOmniNetwork(nn.Module):
         image = torch.cat(roles).to(image_index.device).expand(len(image_index), -1)
         vlm = ROLE_TEXT + image_index.long().clamp(0, most)
         return F.one_hot(torch.cat([image, vlm], dim=1), 2 + 2 * most)
+
+
+def composed(output: Tensor, source: Tensor | None) -> Tensor:
+    """Painted latent and matte (B, 2 C, H, W) over the source (B, C, H, W); without one the paint alone."""
+    painted, matte = output.chunk(2, dim=1)
+    if source is None:
+        return painted
+    # In at least float32: where the matte is shut, the source comes back exactly.
+    painted, share = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (painted, matte))
+    return torch.lerp(source.to(share.dtype), painted, share.sigmoid())
 
 
 def key_mask(attention_mask: Tensor, num_image: int, dtype: torch.dtype) -> Tensor:

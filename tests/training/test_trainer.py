@@ -62,7 +62,7 @@ def test_half_and_half_equals_the_whole_bit_for_bit(tmp_path: Path, changes: dic
     second, events = toy_trainer(config, place)
     second.session.family.export_full = lambda *a: []
     assert second.run() == "finished"
-    assert events[0] == {"event": "started", "step": 4, "total": 8}
+    assert events[0] == {"event": "started", "step": 4, "total": 8, "processes": 1}
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(second)[name]), name
     assert whole.session.monitor == second.session.monitor

@@ -32,6 +32,8 @@ from .vlm import copy_beside, keep_old_names
 
 COPIED_BYTES = 200 * 2**20
 """VLMs up to this size are copied into the folder, larger ones named there."""
+SHORT_PROMPT = 110
+"""Characters; longer prompts (scenes, points of a drag) would pad all others to twice their length."""
 PROMPT_PARTS = ("tokens", "attention_mask", "image_index")
 
 
@@ -99,9 +101,10 @@ class DreamOmniFamily(Family):
         return (DiTBlock,)
 
     def signature(self, sample: CachedSample) -> Hashable:
-        """Pictures of equal sizes; prompts of any length are padded."""
+        """Pictures of equal sizes and prompts of like length, which are padded to the longest."""
         references = tuple(tuple(reference.shape) for reference in sample.references)
-        return tuple(sample.target.shape), references, sample.has_source, sample.mask is not None
+        shapes = tuple(sample.target.shape), references, sample.has_source, sample.mask is not None
+        return *shapes, sample.has_source and len(sample.instruction) > SHORT_PROMPT
 
     def collate(
         self, samples: Sequence[CachedSample], config: RunConfig, device: torch.device, dtype: torch.dtype

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ..launch import TrainingError
+from ..launch import TrainingError, run_once
 from .small import SmallRecipe
 from .small_run import train_small
 
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=ROOT / "output" / "small", help="checkpoints and data")
     made.add_argument("--out", type=Path, default=ROOT / "assets" / "small", help="the finished folder")
     made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    made.add_argument("--processes", type=int, default=1, help="processes that share a step's samples")
     defaults = SmallRecipe()
     for name, kind in ADJUSTABLE.items():
         default = getattr(defaults, name)
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        out = train_small(recipe_of(options), options.work, options.out, options.device)
+        train = partial(run_once, processes=options.processes)
+        out = train_small(recipe_of(options), options.work, options.out, options.device, train)
     except (ValueError, OSError, TrainingError) as error:
         log.error("%s", error)
         return 1

@@ -58,27 +58,32 @@ class SmallRecipe:
     side: int = 32
     """Pixels per side of every picture."""
     seed: int = 20_412_117
-    steps: int = 20_000
-    batch_size: int = 64
+    steps: int = 2_800
+    batch_size: int = 96
     learning_rate: float = 3e-3
-    warmup_steps: int = 200
+    warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
     lora_steps: int = 2_000
     lora_samples: int = 8_000
     lora_learning_rate: float = 1e-3
-    lora_rank: int = 8
+    lora_rank: int = 12
     objects: tuple[int, int] = (1, 3)
     drag_share: float = 0.3
     """Share of move, scale and rotate told by points; they make the longest prompts."""
     vlm: SmallVLMConfig = field(default_factory=SmallVLMConfig)
+    pixel_block: int = 2
+    """Pixels per side of what the convolutions see as one cell; smaller ones keep contours sharper."""
     network: tuple[tuple[str, int | float | bool | str], ...] = (
         ("source_exit_skips", True),
+        ("source_matte", True),
         ("conv_width", 48),
+        ("patch", 2),
+        ("time_width", 32),
     )
     """Changes to the `tiny` preset, by field."""
     precision: str = "bf16"
-    checkpoint_every: int = 500
+    checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
         if self.side < 32 or self.side % 8:
@@ -115,7 +120,7 @@ class SmallRecipe:
             family="dreamomni",
             task="all",
             base={"vlm": str(vlm)},
-            options={"preset": "tiny", "train_vlm": True, **changes},
+            options={"preset": "tiny", "train_vlm": True, "pixel_block": self.pixel_block, **changes},
             stages=(self.stage(self.steps, self.learning_rate),),
             adapter=None,
             optimizer=self.optimizer("muon", ema_decay=0.998),

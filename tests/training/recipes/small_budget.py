@@ -18,6 +18,7 @@ from pack.training.trainer import RunFolder, Trainer
 CPU = torch.device("cpu")
 TINY_VLM = SmallVLMConfig(width=64, layers=1, heads=2, feedforward=64, picture_width=32, picture_layers=1)
 TINY_NETWORK = (
+    ("source_matte", True),
     ("source_exit_skips", True),
     ("width", 32),
     ("heads", 2),
