@@ -22,7 +22,8 @@ import comfy.lora
 import comfy.lora_convert
 
 from .omnigen_lora import omnigen_places
-from .weight_files import read_weights, weight_paths
+from .paths import model_adapters
+from .weight_files import read_weights, safetensors_names, weight_paths
 
 FOLDER = "loras"
 # An edit and a generate LoRA; they can be gigabytes each, so not more are kept.
@@ -70,6 +71,20 @@ class AppliedLora:
         return f"{text}; {len(self.unmatched)} keys match nothing: {shown}"
 
 
+def lora_names() -> list[str]:
+    """What can be chosen: files in models/loras, and those that lie in a DreamOmni folder beside its network."""
+    return [*safetensors_names(FOLDER), *model_adapters()]
+
+
+def lora_path(name: str) -> Path:
+    """The file of one of `lora_names`; raises as `weight_paths` does for a name that is none."""
+    adapter = model_adapters().get(name)
+    if adapter is not None and name not in safetensors_names(FOLDER):
+        return adapter
+    (path,) = weight_paths(FOLDER, name)
+    return path
+
+
 def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora]:
     """A clone of the ModelPatcher with the LoRA file `name` at `strength`, and a report.
 
@@ -106,7 +121,7 @@ def lora_places(model: Any) -> dict[str, Any]:
 
 def lora_weights(name: str) -> dict[str, Tensor]:
     """Weights of a LoRA file under names ComfyUI reads, with every alpha; the last files used are kept."""
-    (path,) = weight_paths(FOLDER, name)
+    path = lora_path(name)
     status = path.stat()
     key = (str(path), status.st_mtime_ns, status.st_size)
     if key not in _cache:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import folder_paths
 
+SHIPPED = Path(__file__).resolve().parents[1] / "assets"
+"""The model folders that come with the pack; only read."""
+ADAPTERS = "loras"
+"""In a DreamOmni folder: the LoRAs made for that network."""
 FOLDERS = {
     "vlm": {".safetensors", ".json"},
     "omnigen": {".safetensors", ".json"},
@@ -24,6 +28,9 @@ def register_folders() -> None:
             paths,
             set(known) | extensions if known else set(extensions),
         )
+    if SHIPPED.is_dir():
+        # Last, so that new models are not saved there and a user's folder of the same name is found first.
+        folder_paths.add_model_folder_path("dreamomni", str(SHIPPED))
 
 
 def model_folder_names(key: str) -> list[str]:
@@ -52,3 +59,12 @@ def model_folder(key: str, name: str) -> Path:
         f"found: {', '.join(model_folder_names(key)) or 'none'}. "
         "Put the model in a folder of its own below one of these and press R to refresh."
     )
+
+
+def model_adapters() -> dict[str, Path]:
+    """`<model>/loras/<file>`, with that spelling on every system -> LoRA file inside a DreamOmni folder."""
+    return {
+        f"{model}/{ADAPTERS}/{path.name}": path
+        for model in model_folder_names("dreamomni")
+        for path in sorted((model_folder("dreamomni", model) / ADAPTERS).glob("*.safetensors"))
+    }

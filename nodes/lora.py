@@ -7,8 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dit.references import ReferenceSet, Task
-from ..model_loaders.lora import FOLDER, apply_lora
-from ..model_loaders.weight_files import safetensors_names
+from ..model_loaders.lora import apply_lora, lora_names
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY, References
@@ -21,7 +20,7 @@ class TaskLoRA(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [NO_LORA, *safetensors_names(FOLDER)]
+        names = [NO_LORA, *lora_names()]
         return node_schema(
             node_id="DreamOmniTaskLoRA",
             display_name="Task LoRA",
@@ -30,7 +29,7 @@ class TaskLoRA(io.ComfyNode):
             "Without reference images the model stays as it is.",
             search_aliases=["LoraLoader", "edit lora", "gen lora", "lora switch"],
             inputs=[
-                node_input(io.Model, "model", tooltip="A Kontext MODEL; the input is not changed."),
+                node_input(io.Model, "model", tooltip="A Kontext or DreamOmni MODEL; the input is not changed."),
                 node_input(References, "references", tooltip="From Reference Images; brings the task."),
                 node_input(io.Combo, "edit_lora", options=names, tooltip="For the task edit."),
                 node_input(io.Combo, "generate_lora", options=names, tooltip="For the task generate."),

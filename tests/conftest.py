@@ -67,6 +67,7 @@ def models_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", folders)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(paths, "SHIPPED", tmp_path / "shipped")
     paths.register_folders()
     return tmp_path / "models"
 

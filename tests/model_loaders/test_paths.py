@@ -32,3 +32,34 @@ def test_a_name_that_leaves_the_root_is_unknown(models_dir: Path, name: str) -> 
     make(models_dir / "vlm" / "here")
     with pytest.raises(FileNotFoundError, match=r"no model folder .* found: here"):
         model_folder("vlm", name)
+
+
+def test_shipped_folders_are_offered_too_and_never_written(models_dir: Path, tmp_path: Path) -> None:
+    from pack.model_loaders.paths import model_adapters, model_folder, model_folder_names, register_folders
+
+    import folder_paths
+
+    shipped = make(tmp_path / "shipped" / "small")
+    (shipped / "loras").mkdir()
+    (shipped / "loras" / "edit.safetensors").touch()
+    (tmp_path / "shipped" / "pictures").mkdir()
+    for _ in range(2):
+        register_folders()
+    assert folder_paths.get_folder_paths("dreamomni") == [
+        str(models_dir / "dreamomni"),
+        str(tmp_path / "shipped"),
+    ]
+    assert model_folder_names("dreamomni") == ["small"]
+    assert model_folder("dreamomni", "small") == shipped
+    assert model_adapters() == {"small/loras/edit.safetensors": shipped / "loras" / "edit.safetensors"}
+
+
+def test_a_folder_of_the_user_goes_before_a_shipped_one(models_dir: Path, tmp_path: Path) -> None:
+    from pack.model_loaders.paths import model_adapters, model_folder, register_folders
+
+    shipped, own = make(tmp_path / "shipped" / "small"), make(models_dir / "dreamomni" / "small")
+    (shipped / "loras").mkdir()
+    (shipped / "loras" / "edit.safetensors").touch()
+    register_folders()
+    assert model_folder("dreamomni", "small") == own
+    assert model_adapters() == {}
