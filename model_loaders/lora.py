@@ -72,7 +72,7 @@ class AppliedLora:
 
 
 def lora_names() -> list[str]:
-    """What can be chosen: files in models/loras, and those that lie in a DreamOmni folder beside its network."""
+    """What can be chosen: files in models/loras, and those inside a DreamOmni folder."""
     return [*safetensors_names(FOLDER), *model_adapters()]
 
 

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     dataset,
     dreamomni,
+    example,
     kontext,
     lora,
     omnigen,
@@ -22,6 +23,7 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *dataset.NODES,
     *dreamomni.NODES,
+    *example.NODES,
     *kontext.NODES,
     *lora.NODES,
     *omnigen.NODES,

@@ -29,7 +29,9 @@ class TaskLoRA(io.ComfyNode):
             "Without reference images the model stays as it is.",
             search_aliases=["LoraLoader", "edit lora", "gen lora", "lora switch"],
             inputs=[
-                node_input(io.Model, "model", tooltip="A Kontext or DreamOmni MODEL; the input is not changed."),
+                node_input(
+                    io.Model, "model", tooltip="A Kontext or DreamOmni MODEL; the input is not changed."
+                ),
                 node_input(References, "references", tooltip="From Reference Images; brings the task."),
                 node_input(io.Combo, "edit_lora", options=names, tooltip="For the task edit."),
                 node_input(io.Combo, "generate_lora", options=names, tooltip="For the task generate."),

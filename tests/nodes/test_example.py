@@ -1,0 +1,44 @@
+"""Example Picture gives the shipped pictures, and only those."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytestmark = pytest.mark.host
+
+
+def test_every_offered_picture_is_given_in_its_own_size() -> None:
+    from pack.nodes.example import PICTURES, ExamplePicture, example_names, read_example
+
+    names = example_names()
+    assert ExamplePicture.define_schema().inputs[0].options == names
+    assert len(names) >= 6
+    assert not [name for name in names if name.endswith(".target")]
+    for name in names:
+        image = read_example(name)
+        assert image.shape == (1, 32, 32, 3)
+        assert image.dtype == torch.float32
+        drawn = np.asarray(Image.open(PICTURES / f"{name}.png").convert("RGB"))
+        assert np.array_equal((image[0].numpy() * 255).round().astype(np.uint8), drawn)
+
+
+@pytest.mark.parametrize("name", ["gone", "../README", "", "/etc/hosts"])
+def test_another_name_is_refused_with_the_known_ones(name: str) -> None:
+    from pack.nodes.example import ExamplePicture, example_names
+
+    with pytest.raises(FileNotFoundError, match=r"the pack has no example picture .*; it has: ") as caught:
+        ExamplePicture.execute(name)
+    assert example_names()[0] in str(caught.value)
+
+
+def test_what_is_shown_has_every_pixel_as_a_square() -> None:
+    from pack.nodes.example import enlarged
+
+    picture = torch.rand(1, 32, 48, 3)
+    shown = enlarged(picture)
+    assert shown.shape == (1, 256, 384, 3)
+    assert torch.equal(shown[:, ::8, ::8], picture)
+    assert torch.equal(shown[:, 7::8, 7::8], picture)
