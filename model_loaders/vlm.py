@@ -22,6 +22,7 @@ import comfy.model_patcher
 
 from ..vlm import encoder, generate, inputs, memory
 from ..vlm.images import pictures_of
+from .encode_cache import FeatureCache
 from .vlm_files import VLMFolder, open_vlm_folder
 from .vlm_layers import move_buffers, use_castable_layers
 from .vlm_quantize import QUANTIZERS, import_bitsandbytes, quantize
@@ -125,15 +126,21 @@ class LoadedVLM:
         layer: int = encoder.DEFAULT_LAYER,
         max_tokens: int = encoder.DEFAULT_MAX_TOKENS,
         template: str = encoder.DEFAULT_TEMPLATE,
+        cache: FeatureCache | None = None,
     ) -> encoder.VLMFeatures:
-        """Hidden states of prompt and pictures, one request per picture of a batch, on the offload device."""
+        """Hidden states of prompt and pictures, one request per picture of a batch, on the offload device.
+
+        With a cache, requests it holds are not evaluated; what is returned is a copy.
+        """
         requests = [
             inputs.build_inputs(self.processor, prompt, pictures, template)
             for pictures in pictures_of(images)
         ]
         for request in requests:
             encoder.check_length(request["input_ids"].shape[1], len(images), max_tokens)
-        return encoder.join_features([self.features_of(request, layer) for request in requests])
+        if cache is None:
+            return encoder.join_features([self.features_of(request, layer) for request in requests])
+        return encoder.join_features([cache.get(self, request, layer) for request in requests])
 
     def features_of(self, request: dict[str, Tensor], layer: int) -> encoder.VLMFeatures:
         """Features of one request."""

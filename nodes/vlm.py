@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..dit.references import ReferenceSet, Task
 from ..dit.sizes import kontext_bucket, resize_pictures
+from ..model_loaders.encode_cache import FEATURES
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
 from ..model_loaders.vlm import PRECISIONS, LoadedVLM, load_vlm
 from ..vlm import encoder
@@ -227,6 +228,7 @@ class VLMEncode(io.ComfyNode):
                     "conditioning", display_name="conditioning", tooltip="For a DreamOmni MODEL only."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -240,7 +242,10 @@ class VLMEncode(io.ComfyNode):
         template: str = encoder.DEFAULT_TEMPLATE,
     ) -> io.NodeOutput:
         images = references.images if references is not None else ()
-        features = vlm.hidden_states(prompt, images, layer, max_tokens, template)
+        known = FEATURES.computed, FEATURES.reused
+        features = vlm.hidden_states(prompt, images, layer, max_tokens, template, FEATURES)
+        computed, reused = FEATURES.computed - known[0], FEATURES.reused - known[1]
+        show_note(cls, f"{computed} computed, {reused} reused, {FEATURES.size(vlm) / 2**20:.0f} MB kept")
         extras = {"attention_mask": features.attention_mask, "dreamomni_image_index": features.image_index}
         return io.NodeOutput([[features.tokens, extras]])
 

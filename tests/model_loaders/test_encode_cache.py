@@ -50,7 +50,7 @@ def test_the_ones_used_longest_ago_make_room() -> None:
         get(name)
     assert made == ["a", "b", "c", "b"]
     get("large", 1000)
-    assert len(cache.latents[vae]) == 1
+    assert len(cache.results[vae]) == 1
 
 
 def test_latents_go_with_their_vae() -> None:
