@@ -56,7 +56,9 @@ class SmallRecipe:
     """Everything the small model depends on."""
 
     side: int = 32
-    """Pixels per side of every picture."""
+    """Pixels per side of every picture but the references."""
+    reference_side: int = 24
+    """Pixels per side of a reference; another size than the target's, so that only a source counts as one."""
     seed: int = 20_412_117
     steps: int = 2_800
     batch_size: int = 96
@@ -88,6 +90,10 @@ class SmallRecipe:
     def __post_init__(self) -> None:
         if self.side < 32 or self.side % 8:
             raise ValueError(f"side must be a multiple of 8 and at least 32, got {self.side}")
+        if self.reference_side < 16 or self.reference_side % 8:
+            raise ValueError(
+                f"reference_side must be a multiple of 8 and at least 16, got {self.reference_side}"
+            )
         for name in ("steps", "lora_steps", "lora_samples", "distinct_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -99,6 +105,7 @@ class SmallRecipe:
             tasks=tasks,
             objects=self.objects,
             drag_share=self.drag_share,
+            reference_size=self.reference_side,
             split=split,
         )
 
