@@ -23,6 +23,7 @@ ADJUSTABLE = {
     "learning_rate": float,
     "distinct_samples": int,
     "lora_steps": int,
+    "lora_batch_size": int,
     "lora_samples": int,
     "precision": str,
     "checkpoint_every": int,

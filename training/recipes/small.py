@@ -60,13 +60,14 @@ class SmallRecipe:
     reference_side: int = 24
     """Pixels per side of a reference; another size than the target's, so that only a source counts as one."""
     seed: int = 20_412_117
-    steps: int = 2_800
+    steps: int = 2_100
     batch_size: int = 96
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
-    lora_steps: int = 2_000
+    lora_steps: int = 1_000
+    lora_batch_size: int = 48
     lora_samples: int = 8_000
     lora_learning_rate: float = 1e-3
     lora_rank: int = 12
@@ -94,7 +95,14 @@ class SmallRecipe:
             raise ValueError(
                 f"reference_side must be a multiple of 8 and at least 16, got {self.reference_side}"
             )
-        for name in ("steps", "lora_steps", "lora_samples", "distinct_samples", "batch_size"):
+        for name in (
+            "steps",
+            "lora_steps",
+            "lora_samples",
+            "distinct_samples",
+            "batch_size",
+            "lora_batch_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -128,7 +136,7 @@ class SmallRecipe:
             task="all",
             base={"vlm": str(vlm)},
             options={"preset": "tiny", "train_vlm": True, "pixel_block": self.pixel_block, **changes},
-            stages=(self.stage(self.steps, self.learning_rate),),
+            stages=(self.stage(self.steps, self.learning_rate, self.batch_size),),
             adapter=None,
             optimizer=self.optimizer("muon", ema_decay=0.998),
             timesteps=TimestepConfig(kind="shifted", shift=3.0),
@@ -148,14 +156,14 @@ class SmallRecipe:
             task=task,
             base={"model": str(model)},
             options={},
-            stages=(self.stage(self.lora_steps, self.lora_learning_rate),),
+            stages=(self.stage(self.lora_steps, self.lora_learning_rate, self.lora_batch_size),),
             adapter=AdapterConfig(rank=self.lora_rank, alpha=self.lora_rank),
             optimizer=self.optimizer("adamw", ema_decay=0.99),
         )
 
-    def stage(self, steps: int, rate: float) -> StageConfig:
+    def stage(self, steps: int, rate: float, batch_size: int) -> StageConfig:
         """The one stage of a run."""
-        return StageConfig(resolution=self.side, batch_size=self.batch_size, learning_rate=rate, steps=steps)
+        return StageConfig(resolution=self.side, batch_size=batch_size, learning_rate=rate, steps=steps)
 
     def optimizer(self, name: str, ema_decay: float) -> OptimizerConfig:
         """Warm-up, then cosine to nothing."""

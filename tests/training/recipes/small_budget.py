@@ -35,6 +35,7 @@ def tiny_recipe(**changes: Any) -> SmallRecipe:
         "batch_size": 4,
         "distinct_samples": 60,
         "lora_steps": 2,
+        "lora_batch_size": 4,
         "lora_samples": 6,
         "lora_rank": 2,
         "warmup_steps": 0,
