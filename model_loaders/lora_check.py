@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import torch
 import comfy.lora
 import comfy.model_detection
 
+from ..dit.dreamomni.storage import read_index
+from ..dit.omnigen.folder import find_files, read_config
+from .dreamomni_model import DreamOmniModelConfig
 from .lora import normalised, unmatched_names
+from .omnigen_model import OmniGenModelConfig
 from .state_dicts import kontext_shape, to_bfl_layout
 from .weight_files import read_shapes, read_weights
+
+META = torch.device("meta")
 
 
 def bare_kontext(base: Path) -> Any:
@@ -21,23 +28,47 @@ def bare_kontext(base: Path) -> Any:
     shape, prefix = kontext_shape(base.name, shapes)
     inner = {name: size for name, size in shapes.items() if name.endswith((".weight", ".bias", ".scale"))}
     weights = {
-        name: torch.empty(tuple(size), dtype=torch.bfloat16, device="meta") for name, size in inner.items()
+        name: torch.empty(tuple(size), dtype=torch.bfloat16, device=META) for name, size in inner.items()
     }
     weights = to_bfl_layout(weights, shape, prefix)
     config = comfy.model_detection.model_config_from_unet(weights, "")
     config.unet_config |= {"num_heads": shape.num_heads, "axes_dim": list(shape.axes_dim)}
     config.set_inference_dtype(torch.bfloat16, None)
-    return config.get_model(weights, "", device=torch.device("meta"))
+    return config.get_model(weights, "", device=META)
 
 
-def unmatched_kontext_keys(lora: Path, base: Path) -> list[str]:
-    """Names in a LoRA file that ComfyUI would not load onto the Kontext in `base`; empty is what we want.
+def bare_omnigen(base: Path) -> Any:
+    """The MODEL of an OmniGen folder, or of a file in one, on the meta device."""
+    network = read_config(find_files(base if base.is_dir() else base.parent).config)
+    config = OmniGenModelConfig({"config": network, "image_model": "omnigen"})
+    config.set_inference_dtype(torch.bfloat16, None)
+    return config.get_model({}, device=META)
 
-    Besides the names, every module must become one patch: ComfyUI drops a module with half its matrices.
+
+def bare_dreamomni(base: Path) -> Any:
+    """The MODEL of a DreamOmni folder on the meta device."""
+    config = DreamOmniModelConfig(read_index(base).network)
+    config.set_inference_dtype(torch.bfloat16, None)
+    return config.get_model({}, device=META)
+
+
+BARE: dict[str, Callable[[Path], Any]] = {
+    "kontext": bare_kontext,
+    "omnigen": bare_omnigen,
+    "dreamomni": bare_dreamomni,
+}
+"""Family -> the model its LoRAs are for, from the base they were trained on."""
+
+
+def unmatched_keys(family: str, lora: Path, base: Path) -> list[str]:
+    """Names in a LoRA file that ComfyUI would not load onto the model in `base`; empty is what we want.
+
+    Only ComfyUI's own map counts, so that its stock LoRA loader reads the file too. Besides the names, every
+    module must become one patch: ComfyUI drops a module with half its matrices.
     """
     weights, _ = read_weights([lora])
     named = normalised(weights, {})
-    places = comfy.lora.model_lora_keys_unet(bare_kontext(base), {})
+    places = comfy.lora.model_lora_keys_unet(BARE[family](base), {})
     unmatched = unmatched_names(named, places)
     modules = {name.rsplit(".lora_", 1)[0] for name in named if ".lora_" in name}
     patches = comfy.lora.load_lora(dict(named), places, log_missing=False)

@@ -23,6 +23,7 @@ from .training_run import (
     CONTINUE,
     Job,
     TrainingRun,
+    base_role,
     best_export,
     chosen_name,
     copy_whole,
@@ -59,11 +60,6 @@ def base_path(base: str, family: str) -> Path:
     if base.partition("/")[0] in FOLDER_FAMILIES and base in base_choices():
         raise ValueError(f"{base!r} is no base for kontext; choose a file of models/diffusion_models")
     return Path(folder_paths.get_full_path_or_raise("diffusion_models", base))
-
-
-def base_role(family: str) -> str:
-    """Under which name a family looks for its base."""
-    return "model" if family == "dreamomni" else "transformer"
 
 
 def make_job(

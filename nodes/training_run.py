@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import comfy.model_management
 import folder_paths
 
-from ..model_loaders.lora_check import unmatched_kontext_keys
+from ..model_loaders.lora_check import BARE, unmatched_keys
 from ..training.cache import TensorCache
 from ..training.checkpoint import checkpoint_steps, load_newest
 from ..training.config import RunConfig, check_run_name
@@ -176,14 +176,19 @@ class Listener:
 
 def require_loadable(config: RunConfig, lora: Path) -> None:
     """Raise ValueError when ComfyUI would not load every part of a LoRA that was just written."""
-    if config.family != "kontext":
+    if config.family not in BARE:
         return
-    unmatched = unmatched_kontext_keys(lora, Path(config.base["transformer"]))
+    unmatched = unmatched_keys(config.family, lora, Path(config.base[base_role(config.family)]))
     if unmatched:
         raise ValueError(
             f"{len(unmatched)} parts of the saved LoRA do not load in this ComfyUI, first {unmatched[0]}. "
             f"The run is kept in {lora.parent.parent}; please report this."
         )
+
+
+def base_role(family: str) -> str:
+    """Under which name a family looks for its base."""
+    return "model" if family == "dreamomni" else "transformer"
 
 
 def decode_samples(job: Job, step: int) -> Image.Image | None:

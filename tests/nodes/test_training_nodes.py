@@ -62,7 +62,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
 
     quick = OutputConfig(checkpoint_every=2, sample_every=2, sample_count=1, sample_steps=1)
     monkeypatch.setattr(presets, "output_for", lambda steps: quick)
-    from pack.model_loaders.lora_check import unmatched_kontext_keys
+    from pack.model_loaders.lora_check import unmatched_keys
     from pack.nodes.training import TrainLoRA
     from pack.nodes.training_report import TrainingReport
     from pack.training.dataset import open_dataset
@@ -92,7 +92,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
         chart, samples, text = TrainingReport.execute(run).args
     lora = models_dir / "loras" / name
     assert lora.is_file()
-    assert unmatched_kontext_keys(lora, base) == []
+    assert unmatched_keys("kontext", lora, base) == []
     assert chart.shape == (1, 540, 960, 3)
     assert samples.shape[1:] == (256, 4 * 256, 3)
     assert "step 2 of 2" in text
@@ -104,7 +104,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
     broken = load_file(lora)
     broken["transformer.no_such_block.lora_A.weight"] = torch.zeros(2, 128)
     save_file(broken, lora)
-    assert unmatched_kontext_keys(lora, base) == ["transformer.no_such_block.lora_A.weight"]
+    assert unmatched_keys("kontext", lora, base) == ["transformer.no_such_block.lora_A.weight"]
 
 
 def test_run_names_and_resume_choices(output_dir: Path) -> None:
