@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from .weight_files import read_shapes, read_weights
 META = torch.device("meta")
 
 
-def bare_kontext(base: Path) -> Any:
-    """ComfyUI's model of a Kontext file, on the meta device: names and sizes, no weights."""
-    shapes = read_shapes([base])
-    shape, prefix = kontext_shape(base.name, shapes)
+def bare_kontext(files: Sequence[Path]) -> Any:
+    """ComfyUI's model of a Kontext file or its shards, on the meta device: names and sizes, no weights."""
+    shapes = read_shapes(list(files))
+    shape, prefix = kontext_shape(files[0].name, shapes)
     inner = {name: size for name, size in shapes.items() if name.endswith((".weight", ".bias", ".scale"))}
     weights = {
         name: torch.empty(tuple(size), dtype=torch.bfloat16, device=META) for name, size in inner.items()
@@ -52,23 +52,15 @@ def bare_dreamomni(base: Path) -> Any:
     return config.get_model({}, device=META)
 
 
-BARE: dict[str, Callable[[Path], Any]] = {
-    "kontext": bare_kontext,
-    "omnigen": bare_omnigen,
-    "dreamomni": bare_dreamomni,
-}
-"""Family -> the model its LoRAs are for, from the base they were trained on."""
-
-
-def unmatched_keys(family: str, lora: Path, base: Path) -> list[str]:
-    """Names in a LoRA file that ComfyUI would not load onto the model in `base`; empty is what we want.
+def unmatched_keys(lora: Path, model: Any) -> list[str]:
+    """Names in a LoRA file that ComfyUI would not load onto a (bare) model; empty is what we want.
 
     Only ComfyUI's own map counts, so that its stock LoRA loader reads the file too. Besides the names, every
     module must become one patch: ComfyUI drops a module with half its matrices.
     """
     weights, _ = read_weights([lora])
     named = normalised(weights, {})
-    places = comfy.lora.model_lora_keys_unet(BARE[family](base), {})
+    places = comfy.lora.model_lora_keys_unet(model, {})
     unmatched = unmatched_names(named, places)
     modules = {name.rsplit(".lora_", 1)[0] for name in named if ".lora_" in name}
     patches = comfy.lora.load_lora(dict(named), places, log_missing=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..dit.dreamomni.config import PRESETS as NETWORKS
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..model_loaders.weight_files import weight_names, weight_paths
 from ..training.config import PRECISIONS, RunConfig
 from ..training.dataset import EditDataset
 from ..training.families import load_family
@@ -36,6 +36,7 @@ from .types import CATEGORY, Dataset, Processor, Run, Vlm
 register_folders()
 
 STAGE_CATEGORY = f"{CATEGORY}/train"
+BASES = "diffusion_models"
 FOLDER_FAMILIES = ("omnigen", "dreamomni")
 LORA_FAMILIES = ("kontext", *FOLDER_FAMILIES)
 FROM_PRESET = "as the preset"
@@ -43,10 +44,8 @@ MAX_SEED = 2**63 - 1
 
 
 def base_choices() -> list[str]:
-    """Diffusion model files, then OmniGen and DreamOmni folders with their kind in front."""
-    files = [
-        name for name in folder_paths.get_filename_list("diffusion_models") if name.endswith(".safetensors")
-    ]
+    """Diffusion model files and sets of shards; OmniGen and DreamOmni folders with their kind in front."""
+    files = [name for name in weight_names(BASES) if not name.endswith(".sft")]
     return [*files, *(f"{key}/{name}" for key in FOLDER_FAMILIES for name in model_folder_names(key))]
 
 
@@ -59,7 +58,8 @@ def base_path(base: str, family: str) -> Path:
         return model_folder(key, name)
     if base.partition("/")[0] in FOLDER_FAMILIES and base in base_choices():
         raise ValueError(f"{base!r} is no base for kontext; choose a file of models/diffusion_models")
-    return Path(folder_paths.get_full_path_or_raise("diffusion_models", base))
+    files = weight_paths(BASES, base)
+    return files[0].parent if len(files) > 1 and files[0].parent.name == PurePath(base).name else files[0]
 
 
 def make_job(

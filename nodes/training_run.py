@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import comfy.model_management
 import folder_paths
 
-from ..model_loaders.lora_check import BARE, unmatched_keys
+from ..model_loaders.lora_check import bare_dreamomni, bare_kontext, bare_omnigen, unmatched_keys
+from ..training.base_files import files_sha256, weights_of
 from ..training.cache import TensorCache
 from ..training.checkpoint import checkpoint_steps, load_newest
 from ..training.config import RunConfig, check_run_name
@@ -25,7 +26,7 @@ from ..training.dataset import EditDataset
 from ..training.doctor import examine
 from ..training.encode import Encoding, PromptEncoder, encode_dataset
 from ..training.families import load_family
-from ..training.files import file_sha256, write_json
+from ..training.files import write_json
 from ..training.launch import laddered, run_with_ladder
 from ..training.run_file import RunFile, run_lock
 from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
@@ -86,9 +87,21 @@ def check_resume(config: RunConfig, folder: Path) -> None:
         require_resumable(from_json(RunConfig, state.data["config"]), laddered(config, folder))
 
 
+def base_role(family: str) -> str:
+    """Under which name a family looks for its base."""
+    return "model" if family == "dreamomni" else "transformer"
+
+
+def base_parts(config: RunConfig) -> dict[str, tuple[Path, ...]]:
+    """Role -> weight files of the network that is trained, and of every other base that is one file."""
+    places = {role: Path(path) for role, path in config.base.items() if path}
+    network = base_role(config.family)
+    return {role: weights_of(path) for role, path in places.items() if role == network or path.is_file()}
+
+
 def base_hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the base files, so that a LoRA names what it was trained on."""
-    return {role: file_sha256(Path(path)) for role, path in config.base.items() if Path(path).is_file()}
+    """SHA-256 of the base's weights, so that a LoRA names what it was trained on."""
+    return {role: files_sha256(files) for role, files in base_parts(config).items() if files}
 
 
 @dataclass(kw_only=True)
@@ -174,21 +187,24 @@ class Listener:
             self.report(self.step, picture)
 
 
+def bare_model(config: RunConfig) -> Any:
+    """ComfyUI's model of a run's base without weights; None when its LoRA is for no MODEL."""
+    base = Path(config.base.get(base_role(config.family), ""))
+    if config.family == "kontext":
+        return bare_kontext(weights_of(base))
+    bare = {"omnigen": bare_omnigen, "dreamomni": bare_dreamomni}.get(config.family)
+    return bare(base) if bare is not None else None
+
+
 def require_loadable(config: RunConfig, lora: Path) -> None:
     """Raise ValueError when ComfyUI would not load every part of a LoRA that was just written."""
-    if config.family not in BARE:
-        return
-    unmatched = unmatched_keys(config.family, lora, Path(config.base[base_role(config.family)]))
+    model = bare_model(config)
+    unmatched = unmatched_keys(lora, model) if model is not None else []
     if unmatched:
         raise ValueError(
             f"{len(unmatched)} parts of the saved LoRA do not load in this ComfyUI, first {unmatched[0]}. "
             f"The run is kept in {lora.parent.parent}; please report this."
         )
-
-
-def base_role(family: str) -> str:
-    """Under which name a family looks for its base."""
-    return "model" if family == "dreamomni" else "transformer"
 
 
 def decode_samples(job: Job, step: int) -> Image.Image | None:
@@ -268,7 +284,8 @@ def encoding_report(dataset: EditDataset) -> Callable[[int, int], None]:
 
 def require_device(config: RunConfig) -> None:
     """Raise ValueError when a large network would have to be trained on the CPU."""
-    size = sum(Path(path).stat().st_size for path in config.base.values() if Path(path).is_file())
+    files = [file for part in base_parts(config).values() for file in part]
+    size = sum(file.stat().st_size for file in files)
     if comfy.model_management.get_torch_device().type == "cpu" and size > LARGEST_ON_CPU:
         raise ValueError(
             f"ComfyUI runs on the CPU and the base has {size / 2**30:.1f} GiB; that would take months. "

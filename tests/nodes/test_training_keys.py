@@ -19,18 +19,19 @@ pytestmark = pytest.mark.host
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["kontext", "omnigen", "dreamomni"])
+@pytest.fixture(params=["kontext", "shards", "omnigen", "dreamomni"])
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> RunConfig:
-    from host_models import write_diffusers
+    from host_models import write_diffusers, write_sharded
 
     base = {
         "kontext": lambda: {"transformer": str(write_diffusers(tmp_path / "tiny.safetensors"))},
+        "shards": lambda: {"transformer": str(write_sharded(tmp_path / "shards"))},
         "omnigen": lambda: {"transformer": str(write_official(tmp_path / "omnigen", tiny_config()))},
         "dreamomni": lambda: {"model": str(write_network(tmp_path / "dreamomni", toy_config()))},
     }[request.param]()
     return RunConfig(
         name="tiny",
-        family=request.param,
+        family=request.param.replace("shards", "kontext"),
         base=base,
         memory=MemoryConfig(precision="fp32"),
         adapter=AdapterConfig(rank=2, alpha=4),
@@ -47,17 +48,17 @@ def saved(config: RunConfig, folder: Path) -> tuple[Session, Path]:
 
 
 def test_every_module_becomes_the_patch_that_was_trained(config: RunConfig, tmp_path: Path) -> None:
-    from pack.model_loaders.lora_check import BARE, unmatched_keys
-    from pack.nodes.training_run import base_role, require_loadable
+    from pack.model_loaders.lora_check import unmatched_keys
+    from pack.nodes.training_run import bare_model, require_loadable
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     import comfy.lora
 
     session, lora = saved(config, tmp_path)
-    base = Path(config.base[base_role(config.family)])
-    assert unmatched_keys(config.family, lora, base) == []
+    model = bare_model(config)
+    assert unmatched_keys(lora, model) == []
     require_loadable(config, lora)
-    places = comfy.lora.model_lora_keys_unet(BARE[config.family](base), {})
+    places = comfy.lora.model_lora_keys_unet(model, {})
     patches = comfy.lora.load_lora(load_file(lora), places, log_missing=False)
     layers = {n: m for n, m in session.network.named_modules() if isinstance(m, BaseTunerLayer)}
     assert len(patches) == len(layers) > 0

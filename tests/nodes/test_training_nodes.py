@@ -62,7 +62,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
 
     quick = OutputConfig(checkpoint_every=2, sample_every=2, sample_count=1, sample_steps=1)
     monkeypatch.setattr(presets, "output_for", lambda steps: quick)
-    from pack.model_loaders.lora_check import unmatched_keys
+    from pack.model_loaders.lora_check import bare_kontext, unmatched_keys
     from pack.nodes.training import TrainLoRA
     from pack.nodes.training_report import TrainingReport
     from pack.training.dataset import open_dataset
@@ -92,7 +92,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
         chart, samples, text = TrainingReport.execute(run).args
     lora = models_dir / "loras" / name
     assert lora.is_file()
-    assert unmatched_keys("kontext", lora, base) == []
+    assert unmatched_keys(lora, bare_kontext([base])) == []
     assert chart.shape == (1, 540, 960, 3)
     assert samples.shape[1:] == (256, 4 * 256, 3)
     assert "step 2 of 2" in text
@@ -104,7 +104,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
     broken = load_file(lora)
     broken["transformer.no_such_block.lora_A.weight"] = torch.zeros(2, 128)
     save_file(broken, lora)
-    assert unmatched_keys("kontext", lora, base) == ["transformer.no_such_block.lora_A.weight"]
+    assert unmatched_keys(lora, bare_kontext([base])) == ["transformer.no_such_block.lora_A.weight"]
 
 
 def test_run_names_and_resume_choices(output_dir: Path) -> None:
@@ -145,6 +145,28 @@ def test_bases_and_missing_encoders_are_explained(models_dir: Path) -> None:
         prompt_encoder(plan, None, None, None)
     with pytest.raises(ValueError, match="connect vae"):
         picture_encoder(RunConfig(name="x", family="kontext"), plan, None)
+
+
+def test_shards_are_offered_as_one_base(models_dir: Path) -> None:
+    from host_models import kontext_weights, write_sharded
+    from pack.nodes.training import base_choices, base_path
+    from pack.nodes.training_run import base_hashes, base_parts
+    from pack.training.config import RunConfig
+
+    weights = kontext_weights()
+    folder = write_sharded(models_dir / "diffusion_models" / "kontext" / "transformer", weights)
+    loose = write_sharded(models_dir / "diffusion_models", weights, count=2)
+    offered = ["diffusion_pytorch_model", str(Path("kontext") / "transformer")]
+    assert base_choices() == offered
+    assert base_path(offered[1], "kontext") == folder
+    assert base_path(offered[0], "kontext") == loose / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    for name, count in zip(offered, (2, 3), strict=True):
+        config = RunConfig(name="x", family="kontext", base={"transformer": str(base_path(name, "kontext"))})
+        assert len(base_parts(config)["transformer"]) == count
+        assert len(base_hashes(config)["transformer"]) == 64
+    min(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="has 2 of 3 shards, missing: 1"):
+        base_path(offered[1], "kontext")
 
 
 def test_a_large_base_on_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ...dit.flux_shape import flux_shape
+from ..base_files import base_files, opened
 from ..memory import header_shapes
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
@@ -104,14 +105,10 @@ def bare(name: str) -> str:
 
 
 def network_arguments(path: Path) -> dict[str, Any]:
-    """Arguments of diffusers' FluxTransformer2DModel for a file; ValueError when it is not FLUX-shaped."""
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"{path.name} cannot be trained on: a base must be a .safetensors file in bf16, fp16, fp8 or "
-            "scaled fp8 (GGUF works for sampling only; use the file it was made from)"
-        )
+    """Arguments of diffusers' FluxTransformer2DModel for a base; ValueError when it is not FLUX-shaped."""
+    shapes = {name: size for file in base_files(path) for name, size in header_shapes(file).items()}
     try:
-        shape = flux_shape({bare(name): size for name, size in header_shapes(path).items()})
+        shape = flux_shape({bare(name): size for name, size in shapes.items()})
     except ValueError as error:
         raise ValueError(
             f"{path.name} is no FLUX.1 transformer in BFL's or diffusers' layout: {error}; choose a FLUX.1 "
@@ -131,17 +128,19 @@ def network_arguments(path: Path) -> dict[str, Any]:
 
 
 def base_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(diffusers name, tensor) of a file one by one, scales multiplied in, never the whole file at once."""
-    with safe_open(path, "pt") as file:
-        names = {bare(name): name for name in file.keys()}  # noqa: SIM118
-        is_bfl = BFL_MARK in names
-        for name, stored in names.items():
+    """(diffusers name, tensor) of a base one by one, scales multiplied in, never a whole file at once."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(opened(file)) for file in base_files(path)]
+        places = {bare(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        is_bfl = BFL_MARK in places
+        for name, (file, stored) in places.items():
             if name.endswith((*SCALES, *IGNORED)):
                 continue
             tensor = file.get_tensor(stored)
-            scale = next((n for s in SCALES if (n := name.removesuffix(".weight") + s) in names), None)
+            scale = next((n for s in SCALES if (n := name.removesuffix(".weight") + s) in places), None)
             if scale is not None and name.endswith(".weight"):
-                factor = file.get_tensor(names[scale]).float()
+                holder, held = places[scale]
+                factor = holder.get_tensor(held).float()
                 factor = factor.reshape(-1, 1) if factor.numel() > 1 else factor.reshape(())
                 tensor = (tensor.float() * factor).to(torch.bfloat16)
             elif tensor.element_size() == 1:
