@@ -27,6 +27,7 @@ class ResizeRule(str, Enum):
 
     KONTEXT = "kontext"
     NONE = "none"
+    EXACT = "exact"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +100,8 @@ def prepare_picture(image: Tensor, order: int, resize: ResizeRule) -> Tensor:
     """Pictures (B, H, W, 1|3|4) of input `order` as RGB of the size the networks get."""
     check_picture(image, order, channels=(1, 3, 4))
     rgb = flatten_on_white(image.float()).clamp(0, 1)
+    if resize is ResizeRule.EXACT:
+        return rgb
     if resize is ResizeRule.NONE:
         return pad_to_token(rgb)
     return resize_pictures(rgb, *kontext_bucket(rgb.shape[2], rgb.shape[1]))

@@ -60,7 +60,7 @@ class ExamplePicture(io.ComfyNode):
                     tooltip="source: a picture to edit. ref_0, ref_1, ...: pictures to take things from.",
                 ),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="In its own size, 32 pixels.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="In its own size.")],
         )
 
     @classmethod

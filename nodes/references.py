@@ -45,7 +45,8 @@ class ReferenceSetNode(io.ComfyNode):
                     "resize",
                     options=[rule.value for rule in ResizeRule],
                     tooltip="kontext: every image to the nearest of Kontext's 17 sizes, as in training. "
-                    "none: keep sizes; sides are filled up to a multiple of 16 with the edge pixels.",
+                    "none: keep sizes; sides are filled up to a multiple of 16 with the edge pixels. "
+                    "exact: never filled up, for small DreamOmni networks.",
                 ),
                 *(
                     node_input(

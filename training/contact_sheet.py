@@ -1,10 +1,18 @@
-"""Contact sheets: one sample a row, its pictures side by side with names, its words below."""
+"""Contact sheets: one sample a row, its pictures side by side with names, its words below.
+
+As a program: `python -P contact_sheet.py OUT < ROWS`, where ROWS is a JSON list of objects with `heading`,
+`text` and `pictures`, a list of [name, file]. It needs Pillow and nothing of the pack.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -38,7 +46,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 def draw_row(row: SheetRow, side: int, width: int) -> Image.Image:
     """One row as a strip of `width` pixels."""
-    small, normal = ImageFont.load_default(max(11, side // 14)), ImageFont.load_default(max(12, side // 12))
+    small, normal = ImageFont.load_default(max(11, side // 12)), ImageFont.load_default(max(12, side // 10))
     words = wrapped(row.text, normal, width - 2 * GAP)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text_height = int(measure.multiline_textbbox((0, 0), words, font=normal)[3])
@@ -69,3 +77,18 @@ def contact_sheet(rows: Sequence[SheetRow], side: int = 192) -> Image.Image:
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
+
+
+def rows_from(entries: Iterable[Mapping[str, Any]]) -> list[SheetRow]:
+    """Rows from the program's JSON."""
+    rows = []
+    for entry in entries:
+        pictures = tuple((name, Image.open(path)) for name, path in entry["pictures"])
+        rows.append(SheetRow(pictures=pictures, text=entry["text"], heading=entry["heading"]))
+    return rows
+
+
+if __name__ == "__main__":
+    contact_sheet(rows_from(json.load(sys.stdin)), side=160).save(
+        Path(sys.argv[1]), quality=88, optimize=True
+    )

@@ -100,3 +100,9 @@ def test_the_key_follows_content_task_and_order() -> None:
     others = [built(other, one), built(one), built(one, other, task="generate"), built()]
     assert key not in [references.content_key() for references in others]
     assert built(picture(32, 48)).content_key() != built(picture(48, 32)).content_key()
+
+
+def test_exact_keeps_sizes_to_the_pixel() -> None:
+    odd = picture(24, 30)
+    assert torch.equal(built(odd, resize="exact").images[0], odd)
+    assert built(odd).images[0].shape == (1, 32, 32, 3)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tiny_dreamomni import write_dreamomni
+from tiny_dreamomni import write_adapter, write_dreamomni
 
 pytestmark = pytest.mark.host
 
@@ -38,19 +36,6 @@ def test_load_encode_and_sample_through_the_nodes(models_dir) -> None:
     assert (results[0] - results[1]).abs().max() > 1e-4
 
 
-def write_adapter(path: Path, model: Any) -> None:
-    """A random LoRA of rank 2 on every `qkv` of a network, with the names the trainer writes."""
-    generator = torch.Generator().manual_seed(3)
-    layers = [name for name, _ in model.model.named_modules() if name.endswith(".qkv")]
-    tensors = {}
-    for name in layers:
-        rows, columns = model.model.get_submodule(name).weight.shape
-        tensors[f"{name}.lora_A.weight"] = torch.randn(2, columns, generator=generator)
-        tensors[f"{name}.lora_B.weight"] = torch.randn(rows, 2, generator=generator)
-    path.parent.mkdir(exist_ok=True)
-    save_file(tensors, str(path))
-
-
 def test_task_lora_finds_the_adapters_of_a_model_folder(models_dir: Path) -> None:
     from pack.dit.references import ReferenceSet, Task
     from pack.nodes.dreamomni import LoadDreamOmni
@@ -58,7 +43,7 @@ def test_task_lora_finds_the_adapters_of_a_model_folder(models_dir: Path) -> Non
 
     folder = write_dreamomni(models_dir / "dreamomni" / "toy")
     model = LoadDreamOmni.execute("toy", "default").result[0]
-    write_adapter(folder / "loras" / "edit.safetensors", model)
+    write_adapter(folder / "loras" / "edit.safetensors")
     name = "toy/loras/edit.safetensors"
     combo = next(item for item in TaskLoRA.define_schema().inputs if item.id == "edit_lora")
     assert combo.options == ["none", name]

@@ -13,6 +13,7 @@ from pack.dit.dreamomni.config import DreamOmniConfig, LatentSpec, tiny_preset
 from pack.dit.dreamomni.network import DreamOmniNetwork
 from pack.dit.dreamomni.storage import FolderIndex, save_dreamomni
 from pack.dit.dreamomni.vae import SmallVAE, SmallVAEConfig
+from safetensors.torch import save_file
 from tiny_vlm import write_vlm
 
 VLM_WIDTH = 64
@@ -74,3 +75,16 @@ def write_dreamomni(folder: Path, config: DreamOmniConfig | None = None) -> Path
     write_network(folder, config)
     write_vlm(folder / "vlm", "qwen2_vl")
     return folder
+
+
+def write_adapter(path: Path, config: DreamOmniConfig | None = None, seed: int = 3) -> None:
+    """A random LoRA of rank 2 on every `qkv` of a network, with the names the trainer writes."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = DreamOmniNetwork(config or toy_config(), device="meta").state_dict()
+    tensors = {}
+    for name in [name for name in weights if name.endswith(".qkv.weight")]:
+        layer, (rows, columns) = f"diffusion_model.{name.removesuffix('.weight')}", weights[name].shape
+        tensors[f"{layer}.lora_A.weight"] = torch.randn(2, columns, generator=generator) * columns**-0.5
+        tensors[f"{layer}.lora_B.weight"] = torch.randn(rows, 2, generator=generator)
+    path.parent.mkdir(exist_ok=True)
+    save_file(tensors, str(path))

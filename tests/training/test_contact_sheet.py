@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 from pack.training.contact_sheet import SheetRow, contact_sheet
 from PIL import Image
@@ -16,3 +21,13 @@ def test_pictures_lie_side_by_side_and_long_words_get_more_lines() -> None:
     assert ((pixels == (255, 0, 0)).all(axis=2)).sum() >= 96 * 96 * 0.98
     assert ((pixels == (0, 0, 255)).all(axis=2)).sum() >= 96 * 48 * 0.95
     assert taller.height > 2 * sheet.height and taller.width == sheet.width
+
+
+def test_as_a_program_it_draws_files_from_json(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    row = {"heading": "demo-edit", "text": "Remove it.", "pictures": [["result", str(tmp_path / "red.png")]]}
+    program = Path(sys.modules[SheetRow.__module__].__file__)
+    command = [sys.executable, "-P", program, tmp_path / "sheet.png"]
+    subprocess.run(command, input=json.dumps([row, row]), text=True, check=True)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert ((pixels == (255, 0, 0)).all(axis=2)).sum() >= 2 * 160 * 160 * 0.98
