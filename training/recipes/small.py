@@ -153,6 +153,7 @@ class SmallRecipe:
         return dataclasses.replace(
             base,
             name=f"small-{task}-lora",
+            reference_resolution=self.reference_side,
             task=task,
             base={"model": str(model)},
             options={},

@@ -10,6 +10,7 @@ import torch
 from pack.dit.dreamomni.storage import load_network, read_index
 from pack.training.config import RunConfig
 from pack.training.config_json import from_json, to_json
+from pack.training.evaluation.cases import held_out_cases
 from pack.training.launch import TrainingError
 from pack.training.recipes import small_run
 from pack.training.recipes.small import BASE_TASKS, LORA_TASKS, SmallRecipe
@@ -145,3 +146,13 @@ def test_the_small_vlm_reads_words_and_pictures(tmp_path: Path) -> None:
     assert all(torch.equal(one[0][name], two[0][name]) for name in one[0])
     with pytest.raises(ValueError, match=r"6 heads get 10\.6667 channels each of width 64"):
         SmallVLMConfig(width=64, heads=6)
+
+
+def test_adapters_see_references_in_the_size_they_are_judged_at(tiny_model: Path) -> None:
+    recipe = tiny_recipe()
+    manifest = tiny_model.parent / "work" / "generate-lora" / f"samples-{recipe.side}.jsonl"
+    shapes = [json.loads(line)["shapes"] for line in manifest.read_text().splitlines()]
+    (case,) = held_out_cases(recipe.synthesis(LORA_TASKS["generate"]), "reference_generation", "several", 1)
+    judged = list(case.sample.references[0].shape[:2])
+    assert judged == [recipe.reference_side] * 2 != [recipe.side] * 2
+    assert all(shape == [3, *judged] for sample in shapes for shape in sample[1:])
