@@ -10,67 +10,28 @@ Shapes: B batch, H heads, L tokens, D channels of a head. Keys and values are B 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Block = tuple[str, int]
-"""("double" or "single", number): which attention of the network."""
+from .reference_stream import Block, BlockStream, Lane
+from .stored_tensor import StoredTensor
+
 Attention = Callable[..., Tensor]
 Offset = tuple[float, ...]
 """(index, row, column) of a reference's first token."""
 
+Copied = Mapping[int, StoredTensor]
+"""id of a stored tensor -> its copy on the device that computes."""
+NO_COPIES: Copied = {}
 MAX_MOVED = 2
 """Places besides its own that a reference keeps rotated keys for."""
 OVERRIDE = "optimized_attention_override"
 """Where ComfyUI looks for another attention. Ours stay out of compiled blocks: what they read changes with
 every run, and the blocks around them need not be compiled again for that."""
-QUANTISED_GROUP = 32
-"""Channels that share one 8-bit scale: 45 dB for normal values at 6 % more memory than the bytes alone."""
-
-
-@dataclass(slots=True)
-class StoredTensor:
-    """A tensor as it is, or in 8 bit with one scale for each group of channels."""
-
-    values: Tensor
-    scales: Tensor | None
-    dtype: torch.dtype
-
-    @classmethod
-    def pack(cls, tensor: Tensor, quantise: bool) -> StoredTensor:
-        """Keep a copy of the tensor (... D)."""
-        if not quantise:
-            return cls(tensor.contiguous().clone(), None, tensor.dtype)
-        channels = tensor.shape[-1]
-        group = QUANTISED_GROUP if channels % QUANTISED_GROUP == 0 else channels
-        groups = tensor.float().unflatten(-1, (-1, group))
-        scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        scales = scales.bfloat16()  # half precision would lose small scales
-        values = (groups / scales.float()).round().clamp(-127, 127).to(torch.int8)
-        return cls(values, scales, tensor.dtype)
-
-    def read(self, device: torch.device) -> Tensor:
-        """The tensor on the device in its own dtype; a transfer if it is stored elsewhere."""
-        values = self.values.to(device, non_blocking=True)
-        if self.scales is None:
-            return values
-        return (values.to(self.dtype) * self.scales.to(device, self.dtype, non_blocking=True)).flatten(-2)
-
-    def move(self, device: torch.device) -> None:
-        """Store the tensor on another device."""
-        self.values = self.values.to(device)
-        self.scales = None if self.scales is None else self.scales.to(device)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory it takes."""
-        return sum(
-            part.numel() * part.element_size() for part in (self.values, self.scales) if part is not None
-        )
 
 
 @dataclass(slots=True)
@@ -96,19 +57,30 @@ class KeptReference:
     moved: dict[Offset, dict[Block, StoredTensor]] = field(default_factory=dict)
     """Rotated keys of the places it was read at besides its own, the latest last."""
 
-    def read(self, block: Block, offset: Offset, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Keys and values (1 H L D) of one attention, as if the reference had been written at `offset`."""
-        layer = self.layers[block]
-        values = layer.values.read(device)
+    def read(
+        self, block: Block, offset: Offset, device: torch.device, copies: Copied = NO_COPIES
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (1 H L D) of one attention, as if the reference had been written at `offset`.
+
+        `copies` are on the device already, by the id of what they are copies of.
+        """
+        stored_keys, stored_values = self.needed(block, offset)
+        keys, values = (copies.get(id(part), part).read(device) for part in (stored_keys, stored_values))
         if offset == self.offset:
-            return layer.keys.read(device), values
-        keys = self.keys_at(offset)
-        if block not in keys:
+            return keys, values
+        moved = self.keys_at(offset)
+        if block not in moved:
             change = [new - old for new, old in zip(offset, self.offset, strict=True)]
-            turned = turn_keys(layer.keys.read(device), change, self.axes, self.theta)
-            keys[block] = StoredTensor.pack(turned, layer.keys.scales is not None)
-            keys[block].move(layer.keys.values.device)
-        return keys[block].read(device), values
+            turned = turn_keys(keys, change, self.axes, self.theta)
+            moved[block] = StoredTensor.pack(turned, stored_keys.scales is not None)
+            keys = moved[block].read(device)
+            moved[block].move(stored_keys.values.device)
+        return keys, values
+
+    def needed(self, block: Block, offset: Offset) -> tuple[StoredTensor, StoredTensor]:
+        """The stored keys and values that a reading starts from."""
+        layer = self.layers[block]
+        return self.moved.get(offset, {}).get(block, layer.keys), layer.values
 
     def keys_at(self, offset: Offset) -> dict[Block, StoredTensor]:
         """The rotated keys of a place; those of the place used longest ago make room."""
@@ -190,6 +162,8 @@ class ReferenceReader:
     offsets: Sequence[Offset]
     """Where each reference is."""
     inner: Attention | None = None
+    stream: BlockStream | None = None
+    """Brings what is in host memory, a block ahead; None where nothing is."""
 
     @torch.compiler.disable
     def __call__(
@@ -205,7 +179,8 @@ class ReferenceReader:
         """Attend to the call's own tokens and to all references."""
         block = block_of(more["transformer_options"])
         placed = zip(self.references, self.offsets, strict=True)
-        pairs = [read_batch(entries, block, offset, k.device) for entries, offset in placed]
+        copies = NO_COPIES if self.stream is None else self.stream.take(block)
+        pairs = [read_batch(entries, block, offset, k.device, copies) for entries, offset in placed]
         keys = torch.cat((k, *(keys for keys, _ in pairs)), dim=2)
         values = torch.cat((v, *(values for _, values in pairs)), dim=2)
         if mask is not None:
@@ -214,14 +189,40 @@ class ReferenceReader:
 
 
 def read_batch(
-    entries: Sequence[KeptReference], block: Block, offset: Offset, device: torch.device
+    entries: Sequence[KeptReference],
+    block: Block,
+    offset: Offset,
+    device: torch.device,
+    copies: Copied = NO_COPIES,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values (B H L D) of one reference for a batch; shared by all items where they are the same."""
     if all(entry is entries[0] for entry in entries):
-        keys, values = entries[0].read(block, offset, device)
+        keys, values = entries[0].read(block, offset, device, copies)
         return keys.expand(len(entries), -1, -1, -1), values.expand(len(entries), -1, -1, -1)
-    pairs = [entry.read(block, offset, device) for entry in entries]
+    pairs = [entry.read(block, offset, device, copies) for entry in entries]
     return torch.cat([keys for keys, _ in pairs]), torch.cat([values for _, values in pairs])
+
+
+def stream_references(
+    references: Sequence[Sequence[KeptReference]],
+    offsets: Sequence[Offset],
+    device: torch.device,
+    lane: Lane | None,
+) -> BlockStream | None:
+    """A stream of what these references keep elsewhere than on the device; None if it has nothing to do."""
+    placed = {
+        (id(entry), offset): (entry, offset)
+        for entries, offset in zip(references, offsets, strict=True)
+        for entry in entries
+    }
+    away = any(part.is_away(device) for entry, _ in placed.values() for part in entry.tensors())
+    if lane is None or not away:
+        return None
+
+    def parts(block: Block) -> list[StoredTensor]:
+        return [part for entry, offset in placed.values() for part in entry.needed(block, offset)]
+
+    return BlockStream(list(references[0][0].layers), parts, device, lane)
 
 
 def open_mask(mask: Tensor, added: int) -> Tensor:

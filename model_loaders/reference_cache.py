@@ -27,7 +27,9 @@ from ..dit.reference_cache import (
     ReferenceReader,
     ReferenceWriter,
     split_ids,
+    stream_references,
 )
+from ..dit.reference_stream import BlockStream, Lane, lane_for
 from .patches import flux_network
 from .reference_store import ReferenceKey, ReferenceStore, Same, latent_key, store_of, store_patcher
 
@@ -80,6 +82,9 @@ class ExactCache:
     seen: list[tuple[list[Tensor], list[list[KeptReference]]]] = field(default_factory=list)
     """Reference latents that calls of this run came with; comparing is much cheaper than hashing."""
     weights_are_patched: bool = False
+    lane: Lane | None = None
+    stream: tuple[object, BlockStream] | None = None
+    """What brings references from system memory during a run, and what it was made for."""
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Forget the run when it ends, also by an error or Cancel."""
@@ -88,6 +93,7 @@ class ExactCache:
         finally:
             self.run.clear()
             self.seen.clear()
+            self.lane = self.stream = None
 
     def prepare_sampling(
         self, executor: Any, model: Any, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
@@ -214,9 +220,21 @@ class ExactCache:
             places = split_ids(tokens["img_ids"][0, first:].cpu(), lengths)
             reader.references = self.entries(latents, places, options)
             reader.offsets = [offset for _, offset in places]
+            reader.stream = self.stream_for(reader.references, reader.offsets, tokens["img"].device)
             return {**tokens, "img": tokens["img"][:, :first], "img_ids": tokens["img_ids"][:, :first]}
 
         return cut
+
+    def stream_for(
+        self, references: Sequence[Sequence[KeptReference]], offsets: list[Offset], device: torch.device
+    ) -> BlockStream | None:
+        """The stream of these references, the same from call to call so that a step ends with fetching."""
+        if self.stream is not None and self.stream[0] == (references, offsets):
+            return self.stream[1]
+        self.lane = self.lane or lane_for(device)
+        stream = stream_references(references, offsets, device, self.lane)
+        self.stream = None if stream is None else ((references, offsets), stream)
+        return stream
 
     def entries(
         self, latents: list[Tensor], places: Sequence[tuple[Tensor, Offset]], options: dict[str, Any]

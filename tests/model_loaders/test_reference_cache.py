@@ -278,6 +278,32 @@ def test_memory_is_counted_moved_and_released(model: Any) -> None:
     assert kept() is None and entry() is None
 
 
+@pytest.mark.parametrize("settings", [{}, {"precision": "8bit"}])
+def test_references_in_system_memory_are_streamed(
+    model: Any, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card: every block's references are sent for during the block before, in two slots."""
+    from pack.dit.reference_stream import DirectLane
+    from pack.dit.stored_tensor import StoredTensor
+    from pack.model_loaders import reference_cache as module
+
+    target = cached(model, **settings)
+    direct = sampled(target, [ONE, TWO])
+    slots: list[int] = []
+
+    class Lane(DirectLane):
+        def start(self, slot: int, copies: Any) -> None:
+            slots.append(slot)
+            super().start(slot, copies)
+
+    monkeypatch.setattr(StoredTensor, "is_away", lambda *_: True)
+    monkeypatch.setattr(module, "lane_for", lambda _: Lane())
+    assert torch.equal(sampled(target, [ONE, TWO]), direct)
+    # 3 steps of 4 blocks, and the first block of the step that does not come; the slots take turns.
+    assert slots == [1, 0] * 6 + [1]
+    assert store(model).written == 2
+
+
 def test_what_was_unloaded_is_read_from_where_it_is(model: Any) -> None:
     import comfy.model_management
 
