@@ -60,13 +60,13 @@ class SmallRecipe:
     reference_side: int = 24
     """Pixels per side of a reference; another size than the target's, so that only a source counts as one."""
     seed: int = 20_412_117
-    steps: int = 2_100
+    steps: int = 2_450
     batch_size: int = 96
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
-    lora_steps: int = 1_000
+    lora_steps: int = 700
     lora_batch_size: int = 48
     lora_samples: int = 8_000
     lora_learning_rate: float = 1e-3
