@@ -40,7 +40,12 @@ TASK_WEIGHTS: dict[str, float] = {
     "control_segmentation": 0.5,
     "control_depth": 0.5,
 }
-"""Every task and how often it is drawn. The paper's shares are unknown."""
+"""Tasks of a mixed dataset and how often each is drawn. The paper's shares are unknown."""
+
+ASKED_WEIGHTS: dict[str, float] = {"extract_object": 1.0, "extract_attribute": 1.0}
+"""Tasks that are drawn only when they are asked for: they train a model of their own."""
+
+KNOWN_TASKS = TASK_WEIGHTS | ASKED_WEIGHTS
 
 
 TASK_GROUPS: dict[str, tuple[str, ...]] = {
@@ -51,6 +56,7 @@ TASK_GROUPS: dict[str, tuple[str, ...]] = {
     "reference": ("reference_generation", "reference_add", "reference_replace", "reference_attribute"),
     "control": ("control_canny", "control_segmentation", "control_depth"),
     "text": ("text_to_image",),
+    "extract": tuple(ASKED_WEIGHTS),
 }
 """Names for several tasks at once."""
 
@@ -64,10 +70,10 @@ def tasks_from_words(words: str) -> tuple[str, ...]:
     for name in words.replace(",", " ").split():
         if name == "all":
             return ()
-        if name not in TASK_GROUPS and name not in TASK_WEIGHTS:
+        if name not in TASK_GROUPS and name not in KNOWN_TASKS:
             raise ValueError(
                 f"there is no task {name!r}; use all, a group ({', '.join(TASK_GROUPS)}) "
-                f"or tasks ({', '.join(TASK_WEIGHTS)})"
+                f"or tasks ({', '.join(KNOWN_TASKS)})"
             )
         chosen |= dict.fromkeys(TASK_GROUPS.get(name, (name,)))
     return tuple(chosen)
@@ -140,8 +146,8 @@ class SynthesisConfig:
                 f"objects must be two numbers in 1..{MAX_OBJECTS}, fewest first, got {self.objects}"
             )
         for task, weight in self.tasks:
-            if task not in TASK_WEIGHTS:
-                raise ValueError(f"there is no task {task!r}; allowed are {', '.join(TASK_WEIGHTS)}")
+            if task not in KNOWN_TASKS:
+                raise ValueError(f"there is no task {task!r}; allowed are {', '.join(KNOWN_TASKS)}")
             if weight <= 0:
                 raise ValueError(f"the weight of {task} must be above 0, got {weight}")
         known = (("shapes", SHAPES), ("colours", COLOURS), ("textures", TEXTURES))
@@ -177,7 +183,7 @@ def recipe_for(
         height=height,
         reference_size=max(MIN_SIDE // 2, min(width, height)),
         seed=seed,
-        tasks=tuple((task, TASK_WEIGHTS.get(task, 1.0)) for task in tasks),
+        tasks=tuple((task, KNOWN_TASKS.get(task, 1.0)) for task in tasks),
         stickers_folder=stickers_folder,
         backgrounds_folder=backgrounds_folder,
     )

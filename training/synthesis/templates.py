@@ -123,6 +123,16 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Change the {attribute} of {old} in {first} to that of {subject} in {other}.",
         "Let {old} in {first} take on the {attribute} of {subject} in {other}.",
     ),
+    "extract_object": (
+        "{subject} from the given image is {place}.",
+        "{place} there is {subject}, taken from the given image.",
+        "{subject} of the given image is placed {place}.",
+    ),
+    "extract_attribute": (
+        "{new} with the same {attribute} as {subject} in the given image is {place}.",
+        "{place} there is {new} with the {attribute} of {subject} from the given image.",
+        "{new} is placed {place}, with the {attribute} taken from {subject} in the given image.",
+    ),
     "picked": (
         "{subject}, derived from {other}, is {place}.",
         "{place} is {subject}, taken from {other}.",

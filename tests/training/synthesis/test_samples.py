@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pack.dit.dreamomni.drag import fit_motion, parse_drag_prompt
-from pack.training.synthesis.config import TASK_WEIGHTS, SynthesisConfig, recipe_for
+from pack.training.synthesis.config import ASKED_WEIGHTS, TASK_WEIGHTS, SynthesisConfig, recipe_for
 from pack.training.synthesis.edges import canny
 from pack.training.synthesis.naming import background_phrase, matches, place_of, ways_to_name
 from pack.training.synthesis.palette import COLOURS, MARK_COLOURS
@@ -20,6 +20,7 @@ from pack.training.synthesis.render import Renderer
 from pack.training.synthesis.samples import Sample, Synthesizer
 from pack.training.synthesis.scene import Background, Scene, SceneObject, Sprite, scene_from_json
 from pack.training.synthesis.shapes import SHAPES
+from pack.training.synthesis.tasks import TASKS
 from pack.training.synthesis.words import grammar_faults
 from pack.training.synthesis.workshop import circle_gap
 from PIL import Image, ImageFilter
@@ -42,6 +43,31 @@ def samples(task: str, count: int, **options: object) -> list[Sample]:
 
 def test_the_lists_of_tasks_are_complete() -> None:
     assert {*EDITS, *GENERATED, "control_depth"} == set(TASK_WEIGHTS)
+    assert set(TASKS) == {*TASK_WEIGHTS, *ASKED_WEIGHTS}
+    assert not {*Synthesizer(recipe_for(64, 64)).weights} & ASKED_WEIGHTS.keys()
+
+
+def test_an_extracted_picture_shares_what_its_words_name_and_nothing_else() -> None:
+    for sample in samples("extract_attribute", 40):
+        (reference,), (made,) = sample.plan.references, sample.plan.target.objects
+        attribute = re.findall(r"(colour|pattern|material)", sample.plan.instruction)[-1]
+        field = "colour" if attribute == "colour" else "texture"
+        owners = [
+            item.sprite
+            for item in reference.scene.objects
+            if item.sprite.shape in sample.plan.instruction
+            and getattr(item.sprite, field) == getattr(made.sprite, field)
+        ]
+        assert owners, sample.plan.instruction
+        assert any(owner.shape != made.sprite.shape for owner in owners)
+        assert getattr(made.sprite, field) not in sample.plan.instruction.split()
+        assert "given image" in sample.plan.instruction
+        assert not grammar_faults(sample.plan.instruction), sample.plan.instruction
+    for sample in samples("extract_object", 40):
+        (reference,), (made,) = sample.plan.references, sample.plan.target.objects
+        assert made.sprite in [item.sprite for item in reference.scene.objects]
+        assert sample.plan.source is None and sample.mask is None
+        assert not grammar_faults(sample.plan.instruction), sample.plan.instruction
 
 
 @pytest.mark.parametrize("task", EDITS)

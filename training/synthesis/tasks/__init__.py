@@ -10,6 +10,7 @@ from ..plan import Plan
 from ..workshop import Workshop
 from .control import CONTROL_TASKS
 from .drag import DRAG_TASKS
+from .extract import EXTRACT_TASKS
 from .generate import GENERATE_TASKS
 from .instruct import INSTRUCT_TASKS
 from .marks import MARK_TASKS
@@ -22,6 +23,7 @@ TASKS: dict[str, Callable[[Workshop], Plan]] = {
     **MARK_TASKS,
     **REFERENCE_TASKS,
     **CONTROL_TASKS,
+    **EXTRACT_TASKS,
 }
 
 
