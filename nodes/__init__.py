@@ -17,6 +17,7 @@ from . import (
     sampling,
     training,
     training_report,
+    training_translator,
     vlm,
 )
 
@@ -33,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
     *sampling.NODES,
     *training.NODES,
     *training_report.NODES,
+    *training_translator.NODES,
     *vlm.NODES,
 ]
 

@@ -1,8 +1,7 @@
-"""Training from the graph: LoRAs, whole DreamOmni networks, prompt translators."""
+"""Training from the graph: LoRAs and whole DreamOmni networks."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,36 +10,42 @@ from comfy_api.latest import io
 from ..dit.dreamomni.config import PRESETS as NETWORKS
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
 from ..model_loaders.weight_files import weight_names, weight_paths
-from ..training.config import PRECISIONS, RunConfig
 from ..training.dataset import EditDataset
-from ..training.families import load_family
 from ..training.families.dreamomni_setup import STAGE_PLANS
-from ..training.presets import PRESETS, Overrides, dreamomni_run, lora_run, parse_stages, vlm_run
-from ..training.vlm_merge import merge_vlm
+from ..training.presets import PRESETS, dreamomni_run, lora_run, parse_stages
 from .schema import node_input, node_schema
-from .training_encoders import RewrittenPrompts, picture_encoder, prompt_encoder, required
+from .training_encoders import required
+from .training_inputs import (
+    MAX_SEED,
+    STAGE_CATEGORY,
+    chosen_overrides,
+    dataset_input,
+    name_input,
+    number,
+    override_inputs,
+    processes_input,
+    resume_input,
+    run_outputs,
+)
+from .training_job import make_job
 from .training_run import (
     CONTINUE,
-    Job,
-    TrainingRun,
     base_role,
     best_export,
     chosen_name,
     copy_whole,
     publish_folder,
     publish_lora,
-    resume_choices,
+    require_free,
 )
-from .types import CATEGORY, Dataset, Processor, Run, Vlm
+from .training_translator import joint_job, joint_name
+from .types import Processor, Vlm
 
 register_folders()
 
-STAGE_CATEGORY = f"{CATEGORY}/train"
 BASES = "diffusion_models"
 FOLDER_FAMILIES = ("omnigen", "dreamomni")
 LORA_FAMILIES = ("kontext", *FOLDER_FAMILIES)
-FROM_PRESET = "as the preset"
-MAX_SEED = 2**63 - 1
 
 
 def base_choices() -> list[str]:
@@ -62,126 +67,6 @@ def base_path(base: str, family: str) -> Path:
     return files[0].parent if len(files) > 1 and files[0].parent.name == PurePath(base).name else files[0]
 
 
-def make_job(
-    config: RunConfig,
-    dataset: EditDataset,
-    *,
-    clip: Any = None,
-    vae: Any = None,
-    vlm: Any = None,
-    processor: Any = None,
-) -> Job:
-    """A run with the connected encoders; a VLM beside a text encoder rewrites the prompts first."""
-    plan = load_family(config.family).encode_plan(config)
-    prompts = prompt_encoder(plan, clip, vlm, processor)
-    rewrites = vlm is not None and plan.prompt_encoding == "clip"
-    if rewrites:
-        prompts = RewrittenPrompts(prompts, vlm, "generate" if config.task == "generate" else "edit")
-    return Job(
-        config=config,
-        dataset=dataset,
-        encode_picture=picture_encoder(config, plan, vae),
-        encode_prompt=prompts,
-        rewrites=rewrites,
-    )
-
-
-def number(kind: Any, name: str, tooltip: str, **bounds: Any) -> io.Input:
-    """An optional number whose 0 means the preset's value."""
-    return node_input(
-        kind, name, default=0, min=0, optional=True, tooltip=f"{tooltip} 0: as the preset says.", **bounds
-    )
-
-
-def override_inputs() -> list[io.Input]:
-    """Optional settings that take the place of the preset's."""
-    return [
-        number(io.Int, "steps", "Optimizer steps.", max=1_000_000),
-        number(io.Float, "learning_rate", "Rate of the optimizer.", max=1.0, step=1e-7, round=1e-9),
-        number(io.Int, "rank", "Rank of the LoRA; alpha is set equal to it.", max=1024),
-        number(io.Int, "batch_size", "Samples computed at once; costs memory.", max=256),
-        number(io.Int, "gradient_accumulation", "Batches added up to one optimizer step.", max=1024),
-        number(io.Int, "resolution", "Side of a square with the area trained at, in pixels.", max=2048),
-        node_input(
-            io.Combo,
-            "precision",
-            options=[FROM_PRESET, *PRECISIONS],
-            default=FROM_PRESET,
-            optional=True,
-            tooltip="How the frozen base is held: fp8 and int8 take half of bf16, nf4 a quarter (needs "
-            "bitsandbytes). The trained weights are always fp32.",
-        ),
-        node_input(
-            io.Int,
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            optional=True,
-            control_after_generate=False,
-            tooltip="Fixes start weights, order, noise and dropout.",
-        ),
-    ]
-
-
-def resume_input() -> io.Input:
-    """The widget that lists runs to go on with."""
-    return node_input(
-        io.Combo,
-        "resume",
-        options=resume_choices(),
-        default=CONTINUE,
-        optional=True,
-        tooltip="Go on with a run of this name if there is one, insist on a new one, or pick an old run.",
-    )
-
-
-def processes_input() -> io.Input:
-    """How many devices share a run."""
-    return node_input(
-        io.Int,
-        "processes",
-        default=1,
-        min=1,
-        max=16,
-        optional=True,
-        tooltip="Training processes, one per GPU, started by accelerate. They share the batch, so the "
-        "result stays the same.",
-    )
-
-
-def name_input(default: str) -> io.Input:
-    """The run's name."""
-    return node_input(
-        io.String,
-        "run_name",
-        default=default,
-        tooltip="Folder in output/dreamomni/training and name of the result; no slashes.",
-    )
-
-
-def run_outputs(name: str, label: str) -> list[Any]:
-    """Outputs of the training nodes."""
-    return [
-        io.String.Output(name, display_name=name, tooltip=label),
-        Run.Output("run", display_name="run", tooltip="For the training report."),
-    ]
-
-
-def dataset_input() -> io.Input:
-    """The samples."""
-    return node_input(Dataset, "dataset", tooltip="Samples: from Load Dataset or Sticker Dataset.")
-
-
-def chosen_overrides(settings: dict[str, Any]) -> Overrides:
-    """The optional widgets that were set."""
-    names = {field.name for field in dataclasses.fields(Overrides)}
-    given = {name: value for name, value in settings.items() if name in names}
-    if given.get("precision") == FROM_PRESET:
-        given["precision"] = ""
-    return Overrides(**given)
-
-
 class TrainLoRA(io.ComfyNode):
     """Trains a LoRA that edits, generates or extracts."""
 
@@ -201,9 +86,7 @@ class TrainLoRA(io.ComfyNode):
                 node_input(
                     io.Combo, "base", options=base_choices(), tooltip="The model to train on, never changed."
                 ),
-                node_input(
-                    io.Combo, "family", options=["kontext", "omnigen", "dreamomni"], tooltip="Its kind."
-                ),
+                node_input(io.Combo, "family", options=list(LORA_FAMILIES), tooltip="Its kind."),
                 dataset_input(),
                 name_input("my-lora"),
                 node_input(
@@ -217,7 +100,8 @@ class TrainLoRA(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     tooltip="Where all other settings come from. The memory presets are estimates that were "
-                    "not run on such cards; when memory runs out the run restarts with less by itself.",
+                    "not run on such cards; when memory runs out the run restarts with less by itself. joint "
+                    "teaches the connected vlm to write prompts first, then the LoRA on those prompts.",
                 ),
                 node_input(io.Clip, "clip", optional=True, tooltip="kontext: text encoders of FLUX."),
                 node_input(io.Vae, "vae", optional=True, tooltip="VAE of the base; decodes samples too."),
@@ -226,12 +110,15 @@ class TrainLoRA(io.ComfyNode):
                     "vlm",
                     optional=True,
                     tooltip="dreamomni: its VLM. kontext: a prompt translator; the LoRA is then trained on "
-                    "the translator's prompts, as DreamOmni2 was.",
+                    "the translator's prompts, as DreamOmni2 was. Joint preset: the VLM to teach first.",
                 ),
                 node_input(Processor, "processor", optional=True, tooltip="omnigen: from Load OmniGen."),
                 *override_inputs(),
                 resume_input(),
                 processes_input(),
+                number(
+                    io.Int, "translator_steps", "Joint preset: steps of the prompt translator.", max=1_000_000
+                ),
             ],
             outputs=run_outputs("lora_name", "The LoRA as LoRA loaders list it."),
         )
@@ -248,7 +135,7 @@ class TrainLoRA(io.ComfyNode):
         **optional: Any,
     ) -> io.NodeOutput:
         config = lora_run(
-            name=chosen_name(run_name, optional.get("resume", CONTINUE)),
+            name=joint_name(run_name, optional.get("resume", CONTINUE), preset),
             family=family,
             task=task,
             base={base_role(family): str(base_path(base, family))},
@@ -257,8 +144,8 @@ class TrainLoRA(io.ComfyNode):
             seed=optional.get("seed", 0),
         )
         encoders = {name: optional.get(name) for name in ("clip", "vae", "vlm", "processor")}
-        job = make_job(config, dataset, **encoders)
-        run = dataclasses.replace(job, processes=optional.get("processes", 1)).run()
+        job = make_job(config, dataset, **encoders, processes=optional.get("processes", 1))
+        run = joint_job(job, preset, encoders, optional.get("translator_steps", 0)).run()
         return io.NodeOutput(publish_lora(run), run)
 
 
@@ -290,7 +177,12 @@ class TrainDreamOmni(io.ComfyNode):
                     tooltip="A line per stage: resolution batch learning_rate steps. Empty: as usual.",
                 ),
                 node_input(Vlm, "vlm", optional=True, tooltip="Reads prompts and pictures; stays as it is."),
-                node_input(io.Vae, "vae", optional=True, tooltip="Not needed by networks on pixels."),
+                node_input(
+                    io.Vae,
+                    "vae",
+                    optional=True,
+                    tooltip="Not needed by networks on pixels.",
+                ),
                 node_input(
                     io.Int, "seed", default=0, min=0, max=MAX_SEED, optional=True,
                     control_after_generate=False, tooltip="Fixes everything that is drawn.",
@@ -312,64 +204,10 @@ class TrainDreamOmni(io.ComfyNode):
             stages=parse_stages(stages) if stages.strip() else STAGE_PLANS[config]().stages,
             seed=optional.get("seed", 0),
         )
+        require_free("dreamomni", settings.name)
         run = make_job(settings, dataset, vlm=vlm, vae=optional.get("vae")).run()
         name = publish_folder(run, "dreamomni", lambda target: copy_whole(best_export(run.folder), target))
         return io.NodeOutput(name, run)
 
 
-class TrainVLM(io.ComfyNode):
-    """Teaches a VLM to write the prompts of its image model."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return node_schema(
-            node_id="DreamOmniTrainVLM",
-            display_name="Train prompt translator",
-            category=STAGE_CATEGORY,
-            description="Teaches a Qwen-VL to answer instruction and pictures with one tagged prompt. The "
-            "result is a folder of its own in models/vlm.",
-            search_aliases=["sft", "qwen finetune", "vlm training"],
-            is_output_node=True,
-            not_idempotent=True,
-            inputs=[
-                node_input(Vlm, "vlm", tooltip="The VLM to start from; its folder is not changed."),
-                dataset_input(),
-                name_input("my-translator"),
-                node_input(
-                    io.Combo,
-                    "method",
-                    options=["lora", "full"],
-                    optional=True,
-                    default="lora",
-                    tooltip="lora: small, merged at the end. full: all language weights, 16 bytes each.",
-                ),
-                *[i for i in override_inputs() if i.id != "resolution"],
-                resume_input(),
-            ],
-            outputs=run_outputs("vlm_name", "Folder in models/vlm."),
-        )
-
-    @classmethod
-    def execute(cls, vlm: Any, dataset: EditDataset, run_name: str, **optional: Any) -> io.NodeOutput:
-        base = vlm.folder.path
-        config = vlm_run(
-            name=chosen_name(run_name, optional.get("resume", CONTINUE)),
-            folder=str(base),
-            chosen=chosen_overrides(optional),
-            full=optional.get("method") == "full",
-            seed=optional.get("seed", 0),
-        )
-        run = make_job(config, dataset, vlm=vlm).run()
-        return io.NodeOutput(publish_folder(run, "vlm", lambda target: publish_vlm(run, base, target)), run)
-
-
-def publish_vlm(run: TrainingRun, base: Path, target: Path) -> None:
-    """The trained folder, or the base with its LoRA merged in."""
-    export = best_export(run.folder)
-    if export.is_dir():
-        copy_whole(export, target)
-    else:
-        merge_vlm(base, export, target)
-
-
-NODES = [TrainLoRA, TrainDreamOmni, TrainVLM]
+NODES = [TrainLoRA, TrainDreamOmni]

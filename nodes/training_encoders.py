@@ -20,10 +20,14 @@ from ..training.encode import PictureEncoder, PromptEncoder, pixels_of
 from ..training.families.base import EncodePlan
 from ..training.families.dreamomni_setup import network_config
 from ..vlm.chat import rewrite_request
-from ..vlm.reply import parse_reply
+from ..vlm.reply import ReplyFormatError, parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS
+from .progress import check_cancelled
 
 PROBE_SIZE = 64
+TEACH_LONGER = (
+    "Teach the translator for more steps (joint preset: translator_steps) and queue again; the run goes on."
+)
 
 
 def image_tensor(image: Image.Image) -> Tensor:
@@ -160,10 +164,15 @@ class RewrittenPrompts:
         """Encode the rewritten prompt; without pictures or words (dropout) the prompt stays."""
         if not prompt.strip() or not images:
             return self.inner(prompt, [])
+        request = rewrite_request(prompt, self.task)
         reply = self.vlm.generate_text(
-            rewrite_request(prompt, self.task), list(images), DEFAULT_MAX_NEW_TOKENS
+            request, list(images), DEFAULT_MAX_NEW_TOKENS, lambda stream: check_cancelled()
         )
-        return self.inner(parse_reply(reply.text, reply.complete), [])
+        try:
+            rewritten = parse_reply(reply.text, reply.complete)
+        except ReplyFormatError as error:
+            raise ReplyFormatError(f"{error} It was asked: {request!r}. {TEACH_LONGER}") from error
+        return self.inner(rewritten, [])
 
 
 def required(value: Any, name: str, why: str) -> Any:

@@ -24,7 +24,7 @@ from ..training.config import RunConfig, check_run_name
 from ..training.config_json import from_json
 from ..training.dataset import EditDataset
 from ..training.doctor import examine
-from ..training.encode import Encoding, PromptEncoder, encode_dataset
+from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_dataset
 from ..training.families import load_family
 from ..training.files import write_json
 from ..training.launch import laddered, run_with_ladder
@@ -145,11 +145,16 @@ class Job:
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
 
-    def run(self) -> TrainingRun:
-        """Look the data over, encode, train to the end; raises what the user must know."""
+    def check(self) -> None:
+        """Raise what can be known before any work: folder in use, no device, changed settings, no samples."""
         run_lock(self.folder).release()
         require_device(self.config)
         check_resume(self.config, self.folder)
+        chosen_indices(self.dataset, self.config.task)
+
+    def run(self) -> TrainingRun:
+        """Look the data over, encode, train to the end; raises what the user must know."""
+        self.check()
         found = examine(self.dataset, self.config.task, lambda done, total: check_cancelled())
         write_json(self.folder / "dataset.json", {"folder": str(self.dataset.folder), "text": found.text()})
         found.require_healthy()
@@ -250,9 +255,24 @@ def publish_lora(run: TrainingRun) -> str:
     return str(Path("dreamomni") / target.name)
 
 
+def published_folder(key: str, name: str) -> Path:
+    """models/<key>/<name>, where a run of that name leaves its result."""
+    return Path(folder_paths.get_folder_paths(key)[0]) / name
+
+
+def require_free(key: str, name: str) -> None:
+    """Raise ValueError when a new run would put its result in the place of somebody else's model."""
+    target = published_folder(key, name)
+    if target.exists() and not checkpoint_steps(runs_root() / name / CHECKPOINTS):
+        raise ValueError(
+            f"models/{key}/{name} exists and no run of that name made it; choose another run_name, or move "
+            "that folder away"
+        )
+
+
 def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> str:
     """Have `make` write models/<key>/<run name>; that name."""
-    target = Path(folder_paths.get_folder_paths(key)[0]) / run.folder.name
+    target = published_folder(key, run.folder.name)
     make(target)
     return target.name
 

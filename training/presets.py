@@ -22,6 +22,19 @@ from .config import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Overrides:
+    """Values in the place of a preset's; 0 or an empty word leaves the preset's value."""
+
+    steps: int = 0
+    learning_rate: float = 0.0
+    rank: int = 0
+    batch_size: int = 0
+    gradient_accumulation: int = 0
+    resolution: int = 0
+    precision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
     """Everything a preset decides; single values may be put in its place."""
 
@@ -30,6 +43,8 @@ class Preset:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     reference_resolution: int = 0
+    translator: Overrides | None = None
+    """Set: a prompt translator is taught on the same samples first, and the LoRA sees its prompts."""
 
 
 HOBBY_STAGE = StageConfig(
@@ -63,20 +78,9 @@ PRESETS = {
     "references for less": Preset(
         stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8", reference_attention="exact")
     ),
+    "joint": Preset(stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8"), translator=Overrides()),
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Overrides:
-    """What the user sets in the node; 0 or an empty word leaves the preset's value."""
-
-    steps: int = 0
-    learning_rate: float = 0.0
-    rank: int = 0
-    batch_size: int = 0
-    gradient_accumulation: int = 0
-    resolution: int = 0
-    precision: str = ""
+TRANSLATOR_SUFFIX = "-translator"
 
 
 def chosen_stage(stage: StageConfig, chosen: Overrides) -> StageConfig:
@@ -149,6 +153,28 @@ def vlm_run(*, name: str, folder: str, chosen: Overrides, full: bool, seed: int)
         validation=validation_for(stage.steps),
         seed=seed,
     )
+
+
+def translator_plan(preset: str) -> Overrides | None:
+    """How a preset teaches a translator first; None for the presets that do not."""
+    return PRESETS[preset].translator if preset in PRESETS else None
+
+
+def translator_run(lora: RunConfig, folder: str, chosen: Overrides, steps: int) -> RunConfig:
+    """The first half of a joint run: the VLM in `folder` sees the pictures at the LoRA's own sizes.
+
+    arXiv 2510.06679, table 4: translator and LoRA trained for each other beat either alone. The base of both
+    halves is held in the same precision (chosen).
+    """
+    chosen = dataclasses.replace(
+        chosen,
+        steps=steps or chosen.steps,
+        resolution=lora.stages[0].resolution,
+        precision=lora.memory.precision,
+    )
+    name = lora.name + TRANSLATOR_SUFFIX
+    config = vlm_run(name=name, folder=folder, chosen=chosen, full=False, seed=lora.seed)
+    return dataclasses.replace(config, reference_resolution=lora.reference_resolution)
 
 
 def parse_stages(text: str) -> tuple[StageConfig, ...]:

@@ -83,10 +83,12 @@ class VlmFamily(Family):
     ) -> Tensor:
         """Mean cross entropy of the answer's tokens, (1,); noise and sigma play no part."""
         inputs = sft_inputs(batch)
-        labels = inputs.pop("labels")
-        logits = network(**accepted_inputs(network, inputs), use_cache=False).logits
-        loss = F.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=NOT_LEARNT)
-        return loss[None]
+        labels = inputs.pop("labels")[0]
+        # The answer stands at the end; scores of the request would cost memory for nothing.
+        answer = labels[int((labels == NOT_LEARNT).sum()) :]
+        accepted = accepted_inputs(network, inputs)
+        logits = network(**accepted, use_cache=False, logits_to_keep=len(answer) + 1).logits
+        return F.cross_entropy(logits[0, :-1].float(), answer)[None]
 
     def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
         """A language model has no velocity."""

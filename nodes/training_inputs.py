@@ -1,0 +1,114 @@
+"""Inputs and outputs that the training nodes share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..training.config import PRECISIONS
+from ..training.presets import Overrides
+from .schema import node_input
+from .training_run import CONTINUE, resume_choices
+from .types import CATEGORY, Dataset, Run
+
+STAGE_CATEGORY = f"{CATEGORY}/train"
+FROM_PRESET = "as the preset"
+MAX_SEED = 2**63 - 1
+
+
+def number(kind: Any, name: str, tooltip: str, **bounds: Any) -> io.Input:
+    """An optional number whose 0 means the preset's value."""
+    return node_input(
+        kind, name, default=0, min=0, optional=True, tooltip=f"{tooltip} 0: as the preset says.", **bounds
+    )
+
+
+def override_inputs() -> list[io.Input]:
+    """Optional settings that take the place of the preset's."""
+    return [
+        number(io.Int, "steps", "Optimizer steps.", max=1_000_000),
+        number(io.Float, "learning_rate", "Rate of the optimizer.", max=1.0, step=1e-7, round=1e-9),
+        number(io.Int, "rank", "Rank of the LoRA; alpha is set equal to it.", max=1024),
+        number(io.Int, "batch_size", "Samples computed at once; costs memory.", max=256),
+        number(io.Int, "gradient_accumulation", "Batches added up to one optimizer step.", max=1024),
+        number(io.Int, "resolution", "Side of a square with the area trained at, in pixels.", max=2048),
+        node_input(
+            io.Combo,
+            "precision",
+            options=[FROM_PRESET, *PRECISIONS],
+            default=FROM_PRESET,
+            optional=True,
+            tooltip="How the frozen base is held: fp8 and int8 take half of bf16, nf4 a quarter (needs "
+            "bitsandbytes). The trained weights are always fp32.",
+        ),
+        node_input(
+            io.Int,
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            optional=True,
+            control_after_generate=False,
+            tooltip="Fixes start weights, order, noise and dropout.",
+        ),
+    ]
+
+
+def resume_input() -> io.Input:
+    """The widget that lists runs to go on with."""
+    return node_input(
+        io.Combo,
+        "resume",
+        options=resume_choices(),
+        default=CONTINUE,
+        optional=True,
+        tooltip="Go on with a run of this name if there is one, insist on a new one, or pick an old run.",
+    )
+
+
+def processes_input() -> io.Input:
+    """How many devices share a run."""
+    return node_input(
+        io.Int,
+        "processes",
+        default=1,
+        min=1,
+        max=16,
+        optional=True,
+        tooltip="Training processes, one per GPU, started by accelerate. They share the batch, so the "
+        "result stays the same.",
+    )
+
+
+def name_input(default: str) -> io.Input:
+    """The run's name."""
+    return node_input(
+        io.String,
+        "run_name",
+        default=default,
+        tooltip="Folder in output/dreamomni/training and name of the result; no slashes.",
+    )
+
+
+def run_outputs(name: str, label: str) -> list[Any]:
+    """Outputs of the training nodes."""
+    return [
+        io.String.Output(name, display_name=name, tooltip=label),
+        Run.Output("run", display_name="run", tooltip="For the training report."),
+    ]
+
+
+def dataset_input() -> io.Input:
+    """The samples."""
+    return node_input(Dataset, "dataset", tooltip="Samples: from Load Dataset or Sticker Dataset.")
+
+
+def chosen_overrides(settings: dict[str, Any]) -> Overrides:
+    """The optional widgets that were set."""
+    names = {field.name for field in dataclasses.fields(Overrides)}
+    given = {name: value for name, value in settings.items() if name in names}
+    if given.get("precision") == FROM_PRESET:
+        given["precision"] = ""
+    return Overrides(**given)
