@@ -1,7 +1,7 @@
 """Contact sheets: one sample a row, its pictures side by side with names, its words below.
 
-As a program: `python -P contact_sheet.py OUT < ROWS`, where ROWS is a JSON list of objects with `heading`,
-`text` and `pictures`, a list of [name, file]. It needs Pillow and nothing of the pack.
+As a program: `python -P contact_sheet.py OUT SIDE ACROSS < ROWS` draws a `flowing_sheet`. ROWS is a JSON
+list of objects with `heading`, `text` and `pictures`, a list of [name, file]. It needs Pillow alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER, FRAME, FAINT = (28, 30, 34), (250, 250, 248), (208, 208, 204), (120, 122, 126)
 GAP = 12
+BETWEEN = 2 * GAP
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 def draw_row(row: SheetRow, side: int, width: int) -> Image.Image:
     """One row as a strip of `width` pixels."""
-    small, normal = ImageFont.load_default(max(11, side // 12)), ImageFont.load_default(max(12, side // 10))
+    small, normal = ImageFont.load_default(max(12, side // 12)), ImageFont.load_default(max(14, side // 10))
     words = wrapped(row.text, normal, width - 2 * GAP)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text_height = int(measure.multiline_textbbox((0, 0), words, font=normal)[3])
@@ -79,6 +80,26 @@ def contact_sheet(rows: Sequence[SheetRow], side: int = 192) -> Image.Image:
     return sheet
 
 
+def flowing_sheet(rows: Sequence[SheetRow], side: int, across: int) -> Image.Image:
+    """Short rows beside each other, where two of them need no more than the width of `across` pictures."""
+    width = across * (side + GAP) + 2 * GAP + BETWEEN
+    lines: list[list[tuple[int, Image.Image]]] = []
+    left = width
+    for row in rows:
+        strip = draw_row(row, side, len(row.pictures) * (side + GAP) + GAP)
+        if left + strip.width > width:
+            lines.append([])
+            left = 0
+        lines[-1].append((left, strip))
+        left += strip.width + BETWEEN
+    heights = [max(strip.height for _, strip in line) for line in lines]
+    sheet = Image.new("RGB", (width, sum(heights)), PAPER)
+    for number, line in enumerate(lines):
+        for place, strip in line:
+            sheet.paste(strip, (place, sum(heights[:number])))
+    return sheet
+
+
 def rows_from(entries: Iterable[Mapping[str, Any]]) -> list[SheetRow]:
     """Rows from the program's JSON."""
     rows = []
@@ -89,6 +110,5 @@ def rows_from(entries: Iterable[Mapping[str, Any]]) -> list[SheetRow]:
 
 
 if __name__ == "__main__":
-    contact_sheet(rows_from(json.load(sys.stdin)), side=160).save(
-        Path(sys.argv[1]), quality=88, optimize=True
-    )
+    drawn = flowing_sheet(rows_from(json.load(sys.stdin)), side=int(sys.argv[2]), across=int(sys.argv[3]))
+    drawn.save(Path(sys.argv[1]), quality=85, optimize=True)

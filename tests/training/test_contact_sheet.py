@@ -27,7 +27,10 @@ def test_as_a_program_it_draws_files_from_json(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     row = {"heading": "demo-edit", "text": "Remove it.", "pictures": [["result", str(tmp_path / "red.png")]]}
     program = Path(sys.modules[SheetRow.__module__].__file__)
-    command = [sys.executable, "-P", program, tmp_path / "sheet.png"]
-    subprocess.run(command, input=json.dumps([row, row]), text=True, check=True)
+    command = [sys.executable, "-P", program, tmp_path / "sheet.png", "96", "2"]
+    subprocess.run(command, input=json.dumps([row, row, row]), text=True, check=True)
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert ((pixels == (255, 0, 0)).all(axis=2)).sum() >= 2 * 160 * 160 * 0.98
+    assert ((pixels == (255, 0, 0)).all(axis=2)).sum() >= 3 * 96 * 96 * 0.98
+    # Two beside each other, the third below.
+    red = (pixels == (255, 0, 0)).all(axis=2)
+    assert red[:, : pixels.shape[1] // 2].sum() > red[:, pixels.shape[1] // 2 :].sum() > 0
