@@ -28,6 +28,7 @@ from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_da
 from ..training.families import load_family
 from ..training.files import write_json
 from ..training.launch import laddered, run_with_ladder
+from ..training.optimizers import require_packages
 from ..training.run_file import RunFile, run_lock
 from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
 from .progress import check_cancelled, progress_reporter
@@ -149,6 +150,7 @@ class Job:
         """Raise what can be known before any work: folder in use, no device, changed settings, no samples."""
         run_lock(self.folder).release()
         require_device(self.config)
+        require_packages(self.config)
         check_resume(self.config, self.folder)
         chosen_indices(self.dataset, self.config.task)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from .config import MemoryConfig, RunConfig
 from .session import Session
@@ -84,15 +87,23 @@ def session_footprint(session: Session) -> Footprint:
     network = session.network
     blocks = [m for m in network.modules() if isinstance(m, session.family.block_classes(network))]
     trainable = sum(parameter.numel() for parameter in session.trainable.values())
-    total = sum(parameter.numel() for parameter in network.parameters())
-    width = max((p.shape[-1] for block in blocks for p in block.parameters() if p.ndim == 1), default=0)
-    narrow = min((p.shape[-1] for block in blocks for p in block.parameters() if p.ndim == 2), default=width)
+    # A 4-bit weight has fewer elements than the weights it stands for.
+    full = {
+        id(m.weight): m.in_features * m.out_features for m in network.modules() if isinstance(m, nn.Linear)
+    }
+    total = sum(full.get(id(parameter), parameter.numel()) for parameter in network.parameters())
+    inputs = Counter(
+        module.in_features
+        for block in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    )
     is_adapter = session.config.adapter is not None
     return Footprint(
         parameters=total - trainable if is_adapter else total,
         trainable=trainable,
         blocks=len(blocks),
-        width=narrow,
+        width=inputs.most_common(1)[0][0] if inputs else 0,
     )
 
 

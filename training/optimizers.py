@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
-from .config import OptimizerConfig
+from .config import OptimizerConfig, RunConfig
 from .muon import MuonWithAdamW
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+NF4_NEEDS, NF4_INSTEAD = "holding the base in nf4", "precision int8 or fp8, which need no package"
+NESTED = "__bnb_optimizer_quant_state__"
+"""bitsandbytes since 0.49 puts its 8-bit moments one level deeper, for the sake of FSDP."""
 
 
-def optional_package(name: str, wanted_for: str) -> Any:
-    """An installed optional package; ImportError says how to install it."""
+def optional_package(name: str, wanted_for: str, instead: str = "the optimizer adamw") -> Any:
+    """An installed optional package; ImportError says how to install it and what to choose without it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
             f"{wanted_for} needs the package {name}, which does not load here ({error}). "
-            f"Install it into ComfyUI's Python with `python -m pip install {name}`, or choose adamw."
+            f"Install it into ComfyUI's Python with `{sys.executable} -m pip install {name}`, or choose "
+            f"{instead}."
         ) from error
+
+
+def require_packages(config: RunConfig) -> None:
+    """Raise ImportError, before any heavy work, when a package the run's settings need is not installed."""
+    if config.memory.precision == "nf4" and find_spec("bitsandbytes") is None:
+        optional_package("bitsandbytes", NF4_NEEDS, NF4_INSTEAD)
+    package = PACKAGES.get(config.optimizer.name)
+    if package is not None and find_spec(package) is None:
+        optional_package(package, f"the optimizer {config.optimizer.name}")
 
 
 def make_optimizer(
@@ -69,7 +84,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
-        for name, value in values.items():
+        for name, value in {**values, **values.get(NESTED, {})}.items():
+            if name == NESTED:
+                continue
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
             else:
