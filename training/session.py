@@ -26,7 +26,7 @@ class Session:
     def __init__(self, config: RunConfig, family: Family, device: torch.device) -> None:
         self.config, self.family, self.device = config, family, device
         self.network = family.load_network(config, device)
-        self.trainable = make_trainable(self.network, config, family)
+        self.trainable = make_trainable(self.network, config, family, device)
         if config.memory.gradient_checkpointing:
             offload = config.memory.offload_activations
             recompute_blocks(self.network, family.block_classes(self.network), offload)
@@ -108,11 +108,17 @@ class Session:
         self.step = state.step
 
 
-def make_trainable(network: nn.Module, config: RunConfig, family: Family) -> dict[str, nn.Parameter]:
+def make_trainable(
+    network: nn.Module, config: RunConfig, family: Family, device: torch.device | None = None
+) -> dict[str, nn.Parameter]:
     """Name -> parameter of what the run trains: a fresh LoRA, or the family's own choice of weights."""
     if config.adapter is not None:
         inject_lora(network, config.adapter, family.adapter_targets(config), config.seed)
-        return lora_parameters(network)
+        adapted = lora_parameters(network)
+        for parameter in adapted.values():
+            # peft puts it where the base's weight is, which for a streamed base is host memory.
+            parameter.data = parameter.data.to(device)
+        return adapted
     network.requires_grad_(False)
     chosen = dict(family.trainable_parameters(network, config))
     for parameter in chosen.values():
