@@ -15,18 +15,26 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .checkpoint import checkpoint_steps
 from .config import RunConfig
 from .files import write_json
 from .memory import next_rung
 from .process import EXIT_OUT_OF_MEMORY
 from .run_file import CANCEL, HEARTBEAT, LOG, RunFile
+from .trainer import CHECKPOINTS
 
 WORKER = Path(__file__).with_name("worker.py")
 IDLE_SECONDS = 0.5
 CANCEL_SECONDS = 120.0
+BEAT_SECONDS = 5.0
 LADDER = "ladder.json"
 MAX_RESTARTS = 3
 TAIL_CHARACTERS = 2000
+STOPPED_ITSELF = (
+    "the training process stopped at step {step} without being asked from here: it was told to end, or heard "
+    "nothing of ComfyUI for a minute, as when a computer sleeps. Queue the run again: it goes on from there."
+)
+LOG_START = "=== process started "
 
 
 class TrainingError(RuntimeError):
@@ -65,6 +73,8 @@ class Worker:
         (self.folder / CANCEL).unlink(missing_ok=True)
         self.beat()
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{LOG_START}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            log.flush()
             self.process = subprocess.Popen(
                 self.command(),
                 stdin=subprocess.DEVNULL,
@@ -79,6 +89,7 @@ class Worker:
             )
         assert self.process.stdout is not None
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
+        threading.Thread(target=self._beat, args=(self.process,), daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -89,6 +100,12 @@ class Worker:
         for line in stream:
             self._lines.put(line)
         self._lines.put(None)
+
+    def _beat(self, process: subprocess.Popen[str]) -> None:
+        """Also while the owner is busy for minutes, as with decoding a sample on a CPU."""
+        while process.poll() is None:
+            self.beat()
+            time.sleep(BEAT_SECONDS)
 
     def beat(self) -> None:
         """Tell the process that its owner is alive."""
@@ -142,11 +159,27 @@ class Worker:
 
 
 def log_tail(folder: Path) -> str:
-    """The end of what the process wrote to stderr."""
+    """The end of what the newest process wrote to stderr."""
     path = folder / LOG
     if not path.is_file():
         return ""
-    return path.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:]
+    _, mark, written = path.read_text(encoding="utf-8", errors="replace").rpartition(LOG_START)
+    return (written.partition("\n")[2] if mark else written)[-TAIL_CHARACTERS:]
+
+
+def crash_words(code: int, folder: Path) -> str:
+    """How a process ended that did not say so itself, its last line, and from where the run goes on."""
+    lines = log_tail(folder).strip().splitlines()
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        how = f"was killed by signal {-code} ({name})"
+        if name == "SIGKILL":
+            how += ", which is what the system does when memory runs out"
+    else:
+        how = f"ended with code {code}" + (f": {lines[-1]}" if lines else "")
+    steps = checkpoint_steps(folder / CHECKPOINTS)
+    kept = f"from step {steps[-1]}, its last checkpoint" if steps else "from the start: no checkpoint yet"
+    return f"the training process {how}. ComfyUI is not touched; queue the run again and it goes on {kept}."
 
 
 def run_once(
@@ -185,17 +218,20 @@ def run_with_ladder(
     def listen(event: dict[str, Any] | None) -> None:
         if event is not None and event["event"] in ("error", "out_of_memory"):
             spoken.append(event.get("message", ""))
+        if event is not None and event["event"] == "cancelled":  # not by us: our cancel leaves `start`
+            spoken.append(STOPPED_ITSELF.format(step=event["step"]))
         heard(event)
 
     config = laddered(run.config, folder)
     for attempt in range(MAX_RESTARTS + 1):
         encode(config)
+        spoken.clear()
         code = start(dataclasses.replace(run, config=config), folder, listen, processes)
-        if code == 0:
+        if code == 0 and not spoken:
             return config
         rung = next_rung(config) if code == EXIT_OUT_OF_MEMORY and attempt < MAX_RESTARTS else None
         if rung is None:
-            words = spoken[-1] if spoken else f"the training process ended with code {code}"
+            words = spoken[-1] if spoken else crash_words(code, folder)
             raise TrainingError(f"{words}\n\nEnd of {folder / LOG}:\n{log_tail(folder)}")
         config, gave_up = rung
         remember_rung(folder, config, gave_up)

@@ -5,6 +5,7 @@ It runs as a file, whatever the pack's folder is called, and imports no ComfyUI.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import importlib.util
 import sys
@@ -28,6 +29,7 @@ def load_pack() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a segmentation fault or an abort leaves its place in the log
     load_pack()
     process = importlib.import_module(f"{PACKAGE}.training.process")
     sys.exit(process.main(Path(sys.argv[1]).resolve()))
