@@ -164,7 +164,9 @@ def log_tail(folder: Path) -> str:
     if not path.is_file():
         return ""
     _, mark, written = path.read_text(encoding="utf-8", errors="replace").rpartition(LOG_START)
-    return (written.partition("\n")[2] if mark else written)[-TAIL_CHARACTERS:]
+    lines = (written.partition("\n")[2] if mark else written).splitlines(keepends=True)
+    # Python ends the report of a crash with a list of all libraries, longer than all that matters.
+    return "".join(line for line in lines if not line.startswith("Extension modules:"))[-TAIL_CHARACTERS:]
 
 
 def crash_words(code: int, folder: Path) -> str:
