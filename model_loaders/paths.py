@@ -15,6 +15,7 @@ FOLDERS = {
     "vlm": {".safetensors", ".json"},
     "omnigen": {".safetensors", ".json"},
     "dreamomni": {".safetensors", ".json"},
+    "dreamomni_vae": {".safetensors", ".json"},
 }
 
 

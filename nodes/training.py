@@ -14,6 +14,7 @@ from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import STAGE_PLANS
 from ..training.presets import PRESETS, dreamomni_run, lora_run, parse_stages
 from .schema import node_input, node_schema
+from .small_vae import small_vae_base
 from .training_encoders import required
 from .training_inputs import (
     MAX_SEED,
@@ -181,7 +182,7 @@ class TrainDreamOmni(io.ComfyNode):
                     io.Vae,
                     "vae",
                     optional=True,
-                    tooltip="Not needed by networks on pixels.",
+                    tooltip="For networks on latents; a small VAE travels with the result.",
                 ),
                 node_input(
                     io.Int, "seed", default=0, min=0, max=MAX_SEED, optional=True,
@@ -199,7 +200,7 @@ class TrainDreamOmni(io.ComfyNode):
         vlm = required(optional.get("vlm"), "vlm", "a DreamOmni network reads prompts and pictures with it")
         settings = dreamomni_run(
             name=chosen_name(run_name, optional.get("resume", CONTINUE)),
-            base={"vlm": str(vlm.folder.path)},
+            base={"vlm": str(vlm.folder.path), **small_vae_base(optional.get("vae"))},
             options={"preset": config},
             stages=parse_stages(stages) if stages.strip() else STAGE_PLANS[config]().stages,
             seed=optional.get("seed", 0),

@@ -197,6 +197,29 @@ def parse_stages(text: str) -> tuple[StageConfig, ...]:
     return tuple(stages)
 
 
+def vae_run(
+    *, name: str, start: str, options: dict[str, str | int | float | bool], chosen: Overrides, seed: int
+) -> RunConfig:
+    """A small VAE: new with the sizes in `options`, or from the folder `start`; all settings are chosen."""
+    stage = chosen_stage(StageConfig(resolution=128, batch_size=16, learning_rate=1e-3, steps=4000), chosen)
+    return RunConfig(
+        name=name,
+        family="small_vae",
+        task="all",
+        base={"vae": start} if start else {},
+        options={} if start else options,
+        stages=(stage,),
+        adapter=None,
+        optimizer=OptimizerConfig(
+            weight_decay=0.0, schedule="cosine", warmup_steps=min(100, stage.steps // 10)
+        ),
+        memory=MemoryConfig(precision="fp32", gradient_checkpointing=False),
+        output=output_for(stage.steps),
+        validation=validation_for(stage.steps),
+        seed=seed,
+    )
+
+
 def dreamomni_run(
     *,
     name: str,

@@ -77,7 +77,7 @@ class SmallVaeFamily(Family):
     def collate(
         self, samples: Sequence[CachedSample], config: RunConfig, device: torch.device, dtype: torch.dtype
     ) -> Batch:
-        """The targets and every reference of the same size."""
+        """The targets."""
         pictures = torch.stack([sample.target for sample in samples]).to(device, dtype)
         return Batch(ids=tuple(sample.id for sample in samples), target=pictures)
 
@@ -121,7 +121,9 @@ class SmallVaeFamily(Family):
         vae = SmallVAE(network.config)
         vae.load_state_dict({name: weights.get(name, part) for name, part in network.state_dict().items()})
         files = save_vae(folder, vae)
-        write_latent(folder / LATENT, measured_latent(vae, network.kept))
+        # A run that was continued at its end has seen no pictures: what it measured before still holds.
+        if network.kept or not (folder / LATENT).is_file():
+            write_latent(folder / LATENT, measured_latent(vae, network.kept))
         return [*files, folder / LATENT]
 
 

@@ -314,6 +314,12 @@ def test_a_small_vae_is_trained_and_measured(tmp_path) -> None:
     assert (shown - small).square().mean() < 0.9 * small.var()
     assert network_config(run_config(base={"vae": str(folder)}, options={})).latent == spec
 
+    # Continued at its end a run has seen no pictures; what was measured stays.
+    family = load_family("small_vae")
+    network = family.load_network(config, CPU)
+    family.export_full(network, dict(network.state_dict()), folder, {}, config)
+    assert read_latent(folder) == spec
+
 
 def test_a_vae_travels_with_the_network_trained_on_it(tmp_path) -> None:
     from pack.dit.dreamomni.storage import load_vae, save_vae
