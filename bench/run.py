@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_TOPICS = {"__init__", "run", "harness", "networks", "evaluate"}
+NOT_TOPICS = {"__init__", "run", "harness", "networks", "evaluate", "stock_trainer"}
 
 
 def topics() -> list[str]:

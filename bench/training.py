@@ -1,4 +1,4 @@
-"""What a training step costs beside a bare loop, diffusers' Kontext script, and the attention it can spare.
+"""What a training step costs beside a bare loop, diffusers' Kontext script and ComfyUI's own node.
 
 All sides train the same FLUX-shaped network with the same LoRA in one process. Sizes keep the real ratio of
 attention to linear work (tokens / (6 width) as FLUX.1 at 1024 px), so ratios carry over; seconds do not.
@@ -27,6 +27,7 @@ from ..training.session import Session
 from ..training.step import StepRunner
 from ..training.team import Team
 from .harness import Table, compare, measure
+from .stock_trainer import stock_table
 
 WIDTH, HEADS, TEXT = 256, 2, 43
 SIDE = 36
@@ -235,7 +236,10 @@ def masked_table(folder: Path) -> Table:
 
 
 def tables() -> list[Table]:
-    """Both tables on the CPU; the seconds mean nothing for a GPU, the ratios do."""
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        found = [overhead_table(Path(one)), masked_table(Path(two))]
+    """All tables on the CPU; the seconds mean nothing for a GPU, the ratios do."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("overhead", "masked", "stock"):
+            (Path(folder) / name).mkdir()
+        found = [overhead_table(Path(folder, "overhead")), masked_table(Path(folder, "masked"))]
+        found.append(stock_table(Path(folder, "stock")))
     return [dataclasses.replace(table, details={}) for table in found]
