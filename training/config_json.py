@@ -20,6 +20,7 @@ HARMLESS = frozenset(
         "stages.steps",
         "stages.learning_rate",
         "optimizer.clip_norm",
+        "optimizer.warmup_steps",
         "optimizer.weight_decay",
         "output",
         "validation.every",
