@@ -29,7 +29,7 @@ CANCEL_SECONDS = 120.0
 BEAT_SECONDS = 5.0
 LADDER = "ladder.json"
 MAX_RESTARTS = 3
-TAIL_CHARACTERS = 2000
+TAIL_CHARACTERS = 5000
 STOPPED_ITSELF = (
     "the training process stopped at step {step} without being asked from here: it was told to end, or heard "
     "nothing of ComfyUI for a minute, as when a computer sleeps. Queue the run again: it goes on from there."
