@@ -6,6 +6,7 @@
     python dev.py bench [topic]  the benchmarks
     python dev.py train-small    train the small model from nothing (hours on a CPU; goes on where it stopped)
     python dev.py evaluate DIR   judge a model folder, or answers to held-out edits (--help for its options)
+    python dev.py ablate [a ...] put the papers' claims to the test on small networks (--help)
     python dev.py locales        write locales/, node_list.json and README tables from the nodes
     python dev.py check          ruff and the type check alone
 
@@ -21,7 +22,11 @@ import sys
 
 from host.places import ROOT, SetupError
 
-SCRIPTS = {"train-small": "training/recipes/run.py", "evaluate": "bench/evaluate.py"}
+SCRIPTS = {
+    "train-small": "training/recipes/run.py",
+    "evaluate": "bench/evaluate.py",
+    "ablate": "bench/ablate.py",
+}
 """Commands that hand their options on to a script."""
 
 
@@ -40,6 +45,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         part.add_argument(f"--{name}", dest="part", action="store_const", const=name)
     bench = commands.add_parser("bench", help="run the benchmarks")
     bench.add_argument("topic", nargs="?")
+    bench.add_argument("--model", help="model folder, for topics that measure one")
     bench.add_argument("--out", help="folder for JSON files and pictures of the tables")
     for name in SCRIPTS:
         commands.add_parser(name, add_help=False, help=f"further options: dev.py {name} --help")
@@ -66,7 +72,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         return check()
     if options.command == "bench":
         command = [python, ROOT / "bench" / "run.py", *filter(None, [options.topic])]
-        command += ["--out", options.out] if options.out else []
+        for name in ("model", "out"):
+            value = getattr(options, name)
+            command += [f"--{name}", value] if value else []
         return subprocess.run(command, env=child_environment()).returncode
     if options.command in SCRIPTS:
         command = [python, ROOT / SCRIPTS[options.command], *rest]

@@ -27,6 +27,8 @@ class Table:
     note: str = ""
     chart: tuple[str, str] | None = None
     """(label column, value column) drawn as bars above the table in the picture."""
+    lines: bool = False
+    """Draw every row as a line over the columns of numbers instead."""
     details: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,11 +166,15 @@ def draw(table: Table, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    height = 0.3 * (len(table.rows) + 2)
-    figure = Figure(figsize=(1.3 * len(table.columns) + 2, height + (3 if table.chart else 0)), dpi=110)
+    height, has_chart = 0.3 * (len(table.rows) + 2), bool(table.chart) or table.lines
+    figure = Figure(figsize=(1.3 * len(table.columns) + 2, height + (3 if has_chart else 0)), dpi=110)
     areas = figure.subplots(
-        2 if table.chart else 1, 1, squeeze=False, height_ratios=[3, height] if table.chart else None
+        2 if has_chart else 1, 1, squeeze=False, height_ratios=[3, height] if has_chart else None
     )
+    if table.lines:
+        for row in table.rows:
+            areas[0][0].plot(table.columns[1:], [float(value) for value in row[1:]], label=row[0])
+        areas[0][0].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     if table.chart:
         label, value = table.chart
         areas[0][0].barh(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_TOPICS = {"__init__", "run", "harness", "networks", "evaluate", "stock_trainer"}
+NOT_TOPICS = {"__init__", "run", "harness", "networks", "evaluate", "stock_trainer", "ablate"}
 
 
 def topics() -> list[str]:
@@ -44,13 +45,16 @@ def main() -> int:
     """Run one topic or all of them, print their tables, and write them to --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topic", nargs="?", choices=topics(), help="default: all")
+    parser.add_argument("--model", type=Path, help="model folder, for topics that measure one")
     parser.add_argument("--out", type=Path, help="folder for one JSON file and one picture per table")
     chosen = parser.parse_args()
     load_pack()
     harness = importlib.import_module("pack.bench.harness")
     print(", ".join(f"{name} {value}" for name, value in harness.environment().items()), end="\n\n")
     for topic in [chosen.topic] if chosen.topic else topics():
-        for table in importlib.import_module(f"pack.bench.{topic}").tables():
+        measured = importlib.import_module(f"pack.bench.{topic}").tables
+        asked = {"model": chosen.model} if "model" in inspect.signature(measured).parameters else {}
+        for table in measured(**asked):
             print(harness.as_text(table), flush=True)
             if chosen.out:
                 harness.save(table, chosen.out)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..synthesis.config import MIN_SIDE, recipe_for
+from ..synthesis.config import MIN_SIDE, SynthesisConfig, recipe_for
 from .cases import CASES_PER_GROUP, held_out_cases
 from .exchange import answers_from, write_cases
 from .report import rule_table
-from .run import EDIT_TASKS, Evaluation, Outcome, evaluate, groups
+from .run import EDIT_TASKS, STICKER_TASKS, Evaluation, Outcome, evaluate, groups
 
 if TYPE_CHECKING:
     from ..recipes.editor import JudgedModels
@@ -37,8 +39,16 @@ def parser() -> argparse.ArgumentParser:
         default=CASES_PER_GROUP,
         help=f"cases for each task, for one and for several objects ({CASES_PER_GROUP})",
     )
-    made.add_argument("--tasks", nargs="+", default=list(EDIT_TASKS), help="tasks to judge")
+    made.add_argument("--tasks", nargs="+", help="tasks to judge (all)")
     made.add_argument("--steps", type=int, default=8, help="evaluations of a model for each picture (8)")
+    made.add_argument("--solver", help="solver of a model's pictures (the one measured best)")
+    made.add_argument("--schedule", help="schedule of a model's pictures (the one measured best)")
+    made.add_argument(
+        "--stickers",
+        type=Path,
+        metavar="DIR",
+        help="judge on scenes of the stickers in a folder instead of drawn shapes: a harder set",
+    )
     made.add_argument(
         "--adapters", default="own", help="which adapter a model gets for a task: own, crossed or off (own)"
     )
@@ -60,11 +70,15 @@ def show_progress(name: str, done: int) -> None:
     sys.stderr.write(f"\r{name} {done}   ")
 
 
-def save(outcome: Outcome, folder: Path) -> None:
-    """Write the tables and the contact sheets."""
+def save(outcome: Outcome, folder: Path, heading: str) -> None:
+    """Write the tables, every verdict and the contact sheets."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [outcome.table, *(f"{name}\n\n{rule_table(rows)}" for name, rows in outcome.verdicts.items())]
-    (folder / "table.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    rules = [f"Rules kept, {name}\n\n{rule_table(rows)}" for name, rows in outcome.verdicts.items()]
+    (folder / "table.md").write_text("\n\n".join([heading, outcome.table, *rules]) + "\n", encoding="utf-8")
+    verdicts = {
+        name: {row.case_id: int(row.success) for row in rows} for name, rows in outcome.verdicts.items()
+    }
+    (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=0) + "\n", encoding="utf-8")
     for name, sheet in outcome.sheets.items():
         sheet.save(folder / f"{name}.png")
 
@@ -73,9 +87,27 @@ def model_editors(options: argparse.Namespace) -> JudgedModels | None:
     """Editors of the named model folders and the recipe they are judged on; None without any."""
     if not options.models:
         return None
-    from ..recipes.editor import judged_models
+    from ..recipes.editor import Sampling, judged_models
 
-    return judged_models(options.models, options.steps, options.adapters)
+    asked = {"solver": options.solver, "schedule": options.schedule}
+    chosen = {name: value for name, value in asked.items() if value is not None}
+    sampling = Sampling(evaluations=options.steps, **chosen)
+    return judged_models(options.models, sampling, options.adapters)
+
+
+def with_stickers(config: SynthesisConfig, folder: Path) -> SynthesisConfig:
+    """The recipe with every object from a folder of stickers."""
+    return dataclasses.replace(config, stickers_folder=str(folder), sticker_share=1.0)
+
+
+def heading_of(options: argparse.Namespace, config: SynthesisConfig) -> str:
+    """One line that says what was judged, for above the table."""
+    what = "stickers" if options.stickers else "drawn shapes"
+    parts = [f"{options.cases} held-out cases for each task and group", what]
+    parts.append(f"{config.width} x {config.height} px")
+    if options.models:
+        parts += [f"{options.steps} evaluations", f"adapters {options.adapters}"]
+    return ", ".join(parts) + "; right answers with 95 % Wilson intervals."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,9 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         models = model_editors(options)
+        config = recipe_for(options.size, options.size) if models is None else models.config
+        if options.stickers:
+            config = with_stickers(config, options.stickers)
         evaluation = Evaluation(
-            config=recipe_for(options.size, options.size) if models is None else models.config,
-            tasks=tuple(options.tasks),
+            config=config,
+            tasks=tuple(options.tasks or (STICKER_TASKS if options.stickers else EDIT_TASKS)),
             cases_per_group=options.cases,
         )
         if options.write_cases:
@@ -103,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stderr.write("\n")
-    sys.stdout.write(outcome.table + "\n")
+    heading = heading_of(options, evaluation.config)
+    sys.stdout.write(f"{heading}\n\n{outcome.table}\n")
     if options.out:
-        save(outcome, options.out)
+        save(outcome, options.out, heading)
     return 0

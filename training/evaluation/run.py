@@ -39,6 +39,11 @@ EDIT_TASKS = (
 )
 """Tasks that are judged unless others are asked for."""
 
+STICKER_TASKS = tuple(
+    task for task in EDIT_TASKS if task not in ("recolour", "retexture", "reference_attribute")
+)
+"""Tasks that change no colour or pattern: those need objects that are drawn, and stickers are pictures."""
+
 ONE_GROUP = {"multi": ("several",)}
 """Tasks that do not exist for scenes with one object."""
 

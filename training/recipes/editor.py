@@ -14,13 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...samplers.schedules import SCHEDULES, ScheduleSettings, make_sigmas
+from ...samplers.solvers import SOLVERS
 from ..config import RunConfig, one_of
 from ..config_json import from_json
 from ..drawn import pictures_of
 from ..evaluation.cases import Case
 from ..families import load_family
-from ..families.base import CachedSample
+from ..families.base import Batch, CachedSample
+from ..families.dreamomni import PROMPT_PARTS
 from ..families.dreamomni_vlm import TrainedPair
+from ..objective import expanded
 from ..process import chosen_device
 from ..synthesis.config import SynthesisConfig
 from ..synthesis.render import Canvas
@@ -29,6 +33,8 @@ from .loading import add_lora, load_trained, plain_sample
 from .small import LORA_TASKS, RECIPE, SmallRecipe
 
 BASE = "none"
+SOLVER, SCHEDULE = "euler", "fixed"
+"""How pictures are painted unless something else is asked for; measured in docs/small-model.md."""
 
 
 def lora_for(task: str) -> str:
@@ -45,6 +51,29 @@ SWITCHES: dict[str, dict[str, str]] = {
 """How the adapters may be set: each task its own, the other one, none."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """From noise to a picture."""
+
+    evaluations: int
+    """How often the network is asked."""
+    solver: str = SOLVER
+    schedule: str = SCHEDULE
+    shift: float | None = None
+    """Shift of the schedule `fixed`; None takes the one of the network's config."""
+
+    def __post_init__(self) -> None:
+        one_of("solver", self.solver, tuple(SOLVERS))
+        one_of("schedule", self.schedule, tuple(SCHEDULES))
+        if self.evaluations < 1:
+            raise ValueError(f"a picture needs at least 1 evaluation, got {self.evaluations}")
+
+    @property
+    def steps(self) -> int:
+        """Steps of the solver; Heun's take two evaluations, but the last one takes one."""
+        return (self.evaluations + 1) // 2 if self.solver == "heun" else self.evaluations
+
+
 class FolderEditor:
     """Answers cases with the model of a folder; noise belongs to the case, so results do not depend on order.
 
@@ -52,9 +81,14 @@ class FolderEditor:
     """
 
     def __init__(
-        self, folder: Path, steps: int, device: torch.device, switch: dict[str, str] | None = None
+        self,
+        folder: Path,
+        sampling: int | Sampling,
+        device: torch.device,
+        switch: dict[str, str] | None = None,
     ) -> None:
-        self.folder, self.steps, self.device = folder, steps, device
+        self.folder, self.device = folder, device
+        self.sampling = Sampling(evaluations=sampling) if isinstance(sampling, int) else sampling
         self.family = load_family("dreamomni")
         self.config = RunConfig(
             name="judged",
@@ -94,12 +128,29 @@ class FolderEditor:
         return [results[number] for number in range(len(cases))]
 
     def paint(self, pair: TrainedPair, samples: Sequence[CachedSample], noise: Tensor) -> Tensor:
-        """RGB (B, 3, H, W) in -1..1 by Euler steps on the shifted schedule."""
+        """RGB (B, 3, H, W) in -1..1."""
+        return self.solve(pair, self.read(pair, samples), noise, self.sampling)
+
+    def read(self, pair: TrainedPair, samples: Sequence[CachedSample]) -> Batch:
+        """What the network is told; words and pictures are read once, not at every evaluation."""
         batch = self.family.collate(samples, self.config, self.device, torch.float32)
-        shift = pair.dit.config.sampling_shift
-        even = [1 - step / self.steps for step in range(self.steps + 1)]
-        sigmas = [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
-        return self.family.sample(pair, batch, noise, sigmas, self.config)
+        features = pair.features(samples, self.device)
+        batch.conditions["prompt"] = {name: getattr(features, name) for name in PROMPT_PARTS}
+        return batch
+
+    def solve(self, pair: TrainedPair, batch: Batch, noise: Tensor, sampling: Sampling) -> Tensor:
+        """RGB (B, 3, H, W) in -1..1 from noise of that shape."""
+        latent = pair.dit.config.latent
+        tokens = max(1, noise.shape[-1] * noise.shape[-2] // (4 * latent.downscale**2))
+        shift = pair.dit.config.sampling_shift if sampling.shift is None else sampling.shift
+        settings = ScheduleSettings(tokens=tokens, shift_value=shift)
+        sigmas = make_sigmas(sampling.schedule, sampling.steps, settings).to(self.device)
+
+        def denoised(current: Tensor, sigma: Tensor) -> Tensor:
+            velocity = self.family.predict_velocity(pair.dit, batch, current, sigma)
+            return current - expanded(sigma, current) * velocity
+
+        return SOLVERS[sampling.solver](denoised, noise, sigmas, disable=True)
 
 
 def question(case: Case) -> CachedSample:
@@ -143,7 +194,7 @@ def read_recipe(folder: Path) -> SmallRecipe:
     return from_json(SmallRecipe, json.loads(path.read_text(encoding="utf-8")))
 
 
-def judged_models(folders: Sequence[Path], steps: int, adapters: str = "own") -> JudgedModels:
+def judged_models(folders: Sequence[Path], sampling: int | Sampling, adapters: str = "own") -> JudgedModels:
     """Editors of folders trained on one recipe of scenes; ValueError when their scenes differ."""
     one_of("adapters", adapters, tuple(SWITCHES))
     configs = {
@@ -153,6 +204,7 @@ def judged_models(folders: Sequence[Path], steps: int, adapters: str = "own") ->
         raise ValueError("the models know scenes of different kinds or sizes; judge them one by one")
     device = chosen_device("auto", 0)
     editors = {
-        folder.resolve().name: FolderEditor(folder, steps, device, SWITCHES[adapters]) for folder in folders
+        folder.resolve().name: FolderEditor(folder, sampling, device, SWITCHES[adapters])
+        for folder in folders
     }
     return JudgedModels(config=configs.pop(), editors=editors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +31,8 @@ def cases():
     return found
 
 
-@pytest.fixture(scope="module")
-def loud_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with weights large enough to be seen in 8 bits."""
-    folder = tmp_path_factory.mktemp("loud") / "model"
-    shutil.copytree(tiny_model, folder)
-    generator = torch.Generator().manual_seed(3)
-    for path in (folder / "dit.safetensors", *folder.glob("loras/*.safetensors")):
-        tensors = load_file(path)
-        for name, tensor in tensors.items():
-            if name.endswith(("exit.out.weight", "lora_B.weight", "lora_A.weight")):
-                tensors[name] = torch.randn(tensor.shape, generator=generator).mul(0.2).bfloat16()
-        save_file(tensors, path, {"format": "pt"})
-    return folder
-
-
 def test_results_belong_to_their_cases(loud_model: Path, cases) -> None:
-    editor = FolderEditor(loud_model, steps=2, device=CPU)
+    editor = FolderEditor(loud_model, sampling=2, device=CPU)
     together = editor(cases)
     assert all(result.shape == (32, 32, 3) and result.dtype == np.uint8 for result in together)
     for number in (1, 4):
@@ -58,7 +42,7 @@ def test_results_belong_to_their_cases(loud_model: Path, cases) -> None:
 
 
 def test_the_adapter_follows_the_task(loud_model: Path, cases) -> None:
-    own = FolderEditor(loud_model, steps=1, device=CPU)(cases)
+    own = FolderEditor(loud_model, sampling=1, device=CPU)(cases)
     off = FolderEditor(loud_model, 1, CPU, SWITCHES["off"])(cases)
     crossed = FolderEditor(loud_model, 1, CPU, SWITCHES["crossed"])(cases)
     for case, one, two, three in zip(cases, own, off, crossed, strict=True):
@@ -119,7 +103,7 @@ def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path, capsys) -> N
     other.mkdir()
     write_json(other / "recipe.json", to_json(tiny_recipe(side=64)))
     with pytest.raises(ValueError, match="know scenes of different kinds or sizes"):
-        judged_models([tiny_model, other], steps=1)
+        judged_models([tiny_model, other], 1)
 
 
 def test_options_change_the_recipe() -> None:

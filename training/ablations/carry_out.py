@@ -1,0 +1,257 @@
+"""Carries ablation runs out in a folder: what is finished there is not done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..cache import TensorCache
+from ..config_json import to_json
+from ..dataset import open_dataset
+from ..encode import Encoding, encode_dataset
+from ..evaluation.cases import GROUPS, Case
+from ..families import load_family
+from ..files import file_sha256, write_json
+from ..launch import TrainingError
+from ..process import chosen_device
+from ..recipes.loading import add_lora, load_trained
+from ..recipes.small import Weighted
+from ..recipes.small_run import LORAS, PairEncoder, PixelEncoder, Train
+from ..recipes.small_vlm import write_small_vlm
+from ..run_file import RunFile, run_lock
+from ..session import Session
+from ..synthesis.generate import Job as Drawing
+from ..synthesis.generate import generate
+from ..team import Team
+from ..trainer import EXPORTS, DivergedError, RunFolder, Trainer
+from .measures import HeldOut, judged, judged_cases
+from .variants import EDIT_TASKS, GENERATION_TASKS, Budget, Job, lora_tasks
+
+log = logging.getLogger("dreamomni")
+
+RESULT, CURVE = "result.json", "curve.jsonl"
+
+
+Heard = Callable[[dict[str, Any] | None], None]
+
+
+def train_here(run: RunFile, folder: Path, heard: Heard) -> int:
+    """Train in this process, which saves starting one for every small run; 0, or 1 when it diverged."""
+    session = Session(run.config, load_family(run.config.family), chosen_device(run.device, 0))
+    place = RunFolder(folder=folder, cache=Path(run.cache))
+    trainer = Trainer(session, place, Team(), heard, lambda: False, run.base_hashes)
+    try:
+        trainer.run()
+    except DivergedError:
+        log.exception("%s diverged", run.config.name)
+        return 1
+    return 0
+
+
+class Workplace:
+    """The folder of all runs, the cases they are judged on, and the model that LoRAs are trained on."""
+
+    def __init__(
+        self, folder: Path, budget: Budget, model: Path | None = None, train: Train = train_here
+    ) -> None:
+        self.folder, self.budget, self.model, self.train = folder, budget, model, train
+        self._held_out: dict[str, HeldOut] = {}
+
+    def of(self, job: Job) -> Path:
+        """The folder of a run."""
+        return self.folder / job.name
+
+    def kinds(self, job: Job) -> dict[str, Weighted]:
+        """What a run is measured on: edits and text-to-image, or edits with a reference."""
+        if job.variant.positions:
+            return {"reference": lora_tasks()}
+        return {"edit": EDIT_TASKS, "generate": GENERATION_TASKS}
+
+    def held_out(self, job: Job) -> dict[str, HeldOut]:
+        """The samples of a run's curves; one set for all runs."""
+        for kind, tasks in self.kinds(job).items():
+            if kind not in self._held_out:
+                self._held_out[kind] = HeldOut(self.budget.recipe(0), tasks, self.budget.held_out)
+        return {kind: self._held_out[kind] for kind in self.kinds(job)}
+
+    def cases(self, tasks: Weighted) -> list[Case]:
+        """The judged cases of some tasks, both groups."""
+        config = self.budget.recipe(0).synthesis(tasks, split="test")
+        return [
+            case
+            for task, _ in tasks
+            for group in GROUPS
+            for case in judged_cases(config, task, group, self.budget.cases)
+        ]
+
+    def base_model(self) -> Path:
+        """The finished model; ValueError with what to do when none was named."""
+        if self.model is None or not (self.model / "config.json").is_file():
+            raise ValueError(
+                "positions are compared with LoRAs on a finished model; name its folder with --model, or "
+                "train one first with `python dev.py train-small`"
+            )
+        return self.model
+
+
+def known_result(place: Workplace, job: Job) -> dict[str, Any] | None:
+    """What is known of a finished run; ValueError when its folder holds it at another budget."""
+    path = place.of(job) / RESULT
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if known["job"] != to_json(job):
+        raise ValueError(
+            f"{path.parent} holds this run with another budget or other settings; give another --work, or "
+            "remove the folder"
+        )
+    return known
+
+
+def finish(place: Workplace, job: Job) -> None:
+    """Train, measure and judge a run; TrainingError when training ends badly."""
+    model = (lora_model if job.variant.positions else trained_model)(place, job)
+    judgement = {
+        kind: asdict(judged(model, place.cases(tasks), place.budget.evaluations))
+        for kind, tasks in place.kinds(job).items()
+    }
+    folder = place.of(job)
+    result = {"job": to_json(job), "curve": read_curve(folder / CURVE), "judged": judgement}
+    write_json(folder / RESULT, result)
+    log.info("%s: %s", job.name, json.dumps(judgement))
+
+
+def finish_free(place: Workplace, jobs: Sequence[Job]) -> None:
+    """Every run that is neither finished nor in another process's hands."""
+    for job in jobs:
+        try:
+            lock = run_lock(place.of(job))
+        except BlockingIOError:
+            continue
+        with lock:
+            if known_result(place, job) is None:
+                finish(place, job)
+
+
+def trained_model(place: Workplace, job: Job) -> Path:
+    """A network and VLM trained from nothing; their folder."""
+    folder = place.of(job)
+    vlm, run = folder / "vlm", RunFolder(folder=folder / "run", cache=folder / "cache")
+    if not (vlm / "preprocessor_config.json").is_file():
+        write_small_vlm(vlm, job.recipe().vlm, job.recipe().seed)
+    job.samples().write(run.recipe(job.recipe().side))
+    model = run.folder / EXPORTS / "last"
+    hashes = {"vlm": file_sha256(vlm / "model.safetensors")}
+    curve = Curve(place, job, lambda: load_trained(model))
+    file = RunFile(config=job.config(vlm), cache=str(run.cache), device="cpu", base_hashes=hashes)
+    run_to_the_end(place, file, run.folder, curve)
+    return model
+
+
+def lora_model(place: Workplace, job: Job) -> Path:
+    """The finished model with the run's position scheme and its LoRA; their folder."""
+    base, folder = place.base_model(), place.of(job)
+    config, run = job.config(base), RunFolder(folder=folder / "run", cache=place.folder / "reference-cache")
+    side, model = job.recipe().side, folder / "model"
+    manifest = encoded_references(place, job)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(manifest, run.manifest(side))
+    with_positions(base, model, str(job.variant.positions))
+    lora = run.folder / EXPORTS / "last.safetensors"
+
+    def adapted() -> Any:
+        pair = load_trained(model)
+        add_lora(pair, lora)
+        return pair
+
+    hashes = {"model": file_sha256(base / "dit.safetensors")}
+    file = RunFile(config=config, cache=str(run.cache), device="cpu", base_hashes=hashes)
+    run_to_the_end(place, file, run.folder, Curve(place, job, adapted))
+    (model / LORAS).mkdir(exist_ok=True)
+    shutil.copyfile(lora, model / LORAS / "edit.safetensors")
+    return model
+
+
+def with_positions(base: Path, model: Path, scheme: str) -> None:
+    """Copy a model folder without its LoRAs and change its position scheme."""
+    shutil.copytree(base, model, ignore=shutil.ignore_patterns(LORAS), dirs_exist_ok=True)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["network"]["reference_positions"] = scheme
+    write_json(model / "config.json", config)
+
+
+def encoded_references(place: Workplace, job: Job) -> Path:
+    """The manifest of encoded samples with references, the same samples for every run and seed."""
+    recipe, path = place.budget.recipe(0), place.folder / "reference-samples.jsonl"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            drawing = Drawing(
+                folder=place.folder / "reference-data",
+                config=recipe.lora_synthesis("edit"),
+                count=place.budget.lora_samples,
+            )
+            config = job.config(place.base_model())
+            encoding = Encoding(
+                config=config,
+                plan=load_family(config.family).encode_plan(config),
+                resolution=recipe.side,
+                cache=TensorCache(place.folder / "reference-cache"),
+                encode_picture=PixelEncoder(),
+                encode_prompt=PairEncoder(place.base_model()),
+            )
+            encode_dataset(encoding, open_dataset(generate(drawing)), path, lambda done, total: None)
+    return path
+
+
+class Curve:
+    """Measures a network each time the run writes its weights."""
+
+    def __init__(self, place: Workplace, job: Job, load: Callable[[], Any]) -> None:
+        self.held_out, self.load = place.held_out(job), load
+        self.path, self.name = place.of(job) / CURVE, job.name
+
+    def __call__(self, event: dict[str, Any] | None) -> None:
+        """Hear one event of the training process."""
+        if event is None or event["event"] != "exported" or event["name"] != "last":
+            return
+        if event["step"] in {point["step"] for point in read_curve(self.path)}:
+            return
+        pair = self.load()
+        point = {kind: asdict(held.error(pair)) for kind, held in self.held_out.items()}
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": event["step"], **point}) + "\n")
+        log.info("%s: step %d, %s", self.name, event["step"], json.dumps(point))
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """The points of a curve, by step."""
+    if not path.is_file():
+        return []
+    points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted(points, key=lambda point: point["step"])
+
+
+def run_to_the_end(place: Workplace, file: RunFile, folder: Path, curve: Curve) -> None:
+    """Train or go on; TrainingError for a run that failed."""
+    code = place.train(file, folder, curve)
+    if code != 0:
+        raise TrainingError(f"{file.config.name} ended with code {code}")
+
+
+def all_results(place: Workplace, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """What is known of every run, by its name; TrainingError when one is missing."""
+    found = {job.name: known_result(place, job) for job in jobs}
+    missing = [name for name, result in found.items() if result is None]
+    if missing:
+        raise TrainingError(
+            f"{len(missing)} of {len(jobs)} runs are not finished ({missing[0]} first); "
+            "the same command goes on"
+        )
+    return {name: result for name, result in found.items() if result is not None}

@@ -1,0 +1,133 @@
+"""Tables in Markdown and pictures of the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .intervals import Mean, mean_of, speed
+from .variants import EXPERIMENTS, Budget, Job, Variant
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Name of a run -> what `finish` wrote."""
+TITLES = {
+    "a": "Skips between blocks and convolutions",
+    "b": "Position scheme of a second picture",
+    "c": "Weight of the changed region",
+    "d": "Joint training",
+    "e": "Adapter switch",
+}
+COLUMNS = {
+    "a": ("edit", "generate"),
+    "b": ("reference",),
+    "c": ("edit",),
+    "d": ("edit", "generate"),
+}
+"""Experiment -> kinds of samples it is measured on."""
+KIND_WORDS = {"edit": "edits", "generate": "text-to-image", "reference": "edits with a reference"}
+
+
+def of_seeds(results: Results, variant: Variant, budget: Budget, seeds: int) -> list[Mapping[str, Any]]:
+    """The runs of a variant, by seed."""
+    return [results[Job(variant=variant, seed=seed, budget=budget).name] for seed in range(seeds)]
+
+
+def curve_of(run: Mapping[str, Any], kind: str, part: str = "everywhere") -> list[tuple[int, float]]:
+    """(step, held-out error) points of a run."""
+    return [(point["step"], point[kind][part]) for point in run["curve"]]
+
+
+def success(run: Mapping[str, Any], kind: str) -> float:
+    """Share of judged cases that keep every rule."""
+    tally = run["judged"][kind]
+    return tally["successes"] / tally["count"] if tally["count"] else 0.0
+
+
+def copied(run: Mapping[str, Any], kind: str) -> float:
+    """Share of plain copies."""
+    tally = run["judged"][kind]
+    return tally["copies"] / tally["could_copy"] if tally["could_copy"] else 0.0
+
+
+def last_error(run: Mapping[str, Any], kind: str, part: str = "everywhere") -> float:
+    """The held-out error at the end of a run."""
+    return curve_of(run, kind, part)[-1][1]
+
+
+def cells(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    """One variant's numbers on one kind of samples; differences are taken seed by seed."""
+    errors = [
+        mean_of([1000 * last_error(run, kind, part) for run in runs]) for part in ("everywhere", "changed")
+    ]
+    gaps = [
+        1000 * (last_error(run, kind) - last_error(one, kind)) for run, one in zip(runs, base, strict=True)
+    ]
+    ratios = [speed(curve_of(one, kind), curve_of(run, kind)) for run, one in zip(runs, base, strict=True)]
+    row = [errors[0].text(2), errors[1].text(2), marked(mean_of(gaps), 2), mean_of(ratios).text(2)]
+    row.append(mean_of([success(run, kind) for run in runs]).text(1, 100))
+    row.append(mean_of([copied(run, kind) for run in runs]).text(1, 100) if kind != "generate" else "-")
+    return row
+
+
+def marked(difference: Mean, digits: int) -> str:
+    """A difference, with a star where its interval excludes zero."""
+    return difference.text(digits) + (" *" if difference.excludes_zero else "")
+
+
+def table(letter: str, results: Results, budget: Budget, seeds: int) -> str:
+    """The Markdown table of one experiment."""
+    heads = ["variant", "on", "error", "in the changed region", "more than the first", "its steps / first's"]
+    heads += ["right, %", "copies, %"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    first, *_ = EXPERIMENTS[letter]
+    base = of_seeds(results, first, budget, seeds)
+    for kind in COLUMNS[letter]:
+        for variant in EXPERIMENTS[letter]:
+            row = cells(of_seeds(results, variant, budget, seeds), base, kind)
+            lines.append(f"| {variant.name} | {KIND_WORDS[kind]} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def draw_curves(letter: str, results: Results, budget: Budget, seeds: int, path: Path) -> None:
+    """One panel for each kind of samples: the mean of each variant, its seeds as thin lines."""
+    from matplotlib.figure import Figure
+
+    kinds = COLUMNS[letter]
+    figure = Figure(figsize=(5 * len(kinds) + 0.5, 3.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for panel, kind in zip(panels, kinds, strict=True):
+        for number, variant in enumerate(EXPERIMENTS[letter]):
+            curves = [curve_of(run, kind) for run in of_seeds(results, variant, budget, seeds)]
+            steps = [step for step, _ in curves[0]]
+            for curve in curves:
+                panel.plot(steps, [loss for _, loss in curve], color=f"C{number}", alpha=0.3, linewidth=0.8)
+            means = [sum(curve[at][1] for curve in curves) / seeds for at in range(len(steps))]
+            panel.plot(steps, means, color=f"C{number}", label=variant.name)
+        panel.set(title=KIND_WORDS[kind], xlabel="steps", ylabel="held-out squared error", yscale="log")
+        panel.legend(fontsize=8)
+    figure.suptitle(TITLES[letter], fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def write_report(
+    letters: Sequence[str],
+    results: Results,
+    budget: Budget,
+    seeds: int,
+    folder: Path,
+    extra: Mapping[str, str],
+) -> str:
+    """Write table.md and the curves into a folder; the text of all tables. `extra` are finished tables."""
+    parts = []
+    for letter in letters:
+        if letter in extra:
+            parts.append(f"### {TITLES[letter]}\n\n{extra[letter]}")
+            continue
+        parts.append(f"### {TITLES[letter]}\n\n{table(letter, results, budget, seeds)}")
+        draw_curves(letter, results, budget, seeds, folder / f"ablation-{letter}.png")
+    text = "\n\n".join(parts) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    return text
