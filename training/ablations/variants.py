@@ -163,7 +163,7 @@ class Job:
         assert positions is not None
         recipe = dataclasses.replace(
             self.recipe(),
-            batch_size=budget.lora_batch_size,
+            lora_batch_size=budget.lora_batch_size,
             lora_steps=budget.lora_steps,
             warmup_steps=min(10, budget.lora_steps // 4),
         )

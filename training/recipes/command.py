@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..launch import TrainingError, run_once
+from .repeat import check_repeat
 from .small import SmallRecipe
 from .small_run import train_small
 
@@ -42,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=ROOT / "assets" / "small", help="the finished folder")
     made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     made.add_argument("--processes", type=int, default=1, help="processes that share a step's samples")
+    made.add_argument(
+        "--repeat", type=int, metavar="N", help="only train the first N steps twice and compare the losses"
+    )
     defaults = SmallRecipe()
     for name, kind in ADJUSTABLE.items():
         default = getattr(defaults, name)
@@ -60,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         train = partial(run_once, processes=options.processes)
+        if options.repeat:
+            loss = check_repeat(recipe_of(options), options.work, options.repeat, options.device, train)
+            log.info("%d steps twice: every loss is equal, the last one is %.6f", options.repeat, loss)
+            return 0
         out = train_small(recipe_of(options), options.work, options.out, options.device, train)
     except (ValueError, OSError, TrainingError) as error:
         log.error("%s", error)

@@ -10,7 +10,6 @@ import pytest
 from pack.bench import small_solvers
 from pack.samplers.solvers import SOLVERS
 from pack.training.evaluation import command as evaluation_command
-from pack.training.evaluation.baselines import random_object
 from pack.training.evaluation.cases import held_out_cases
 from pack.training.evaluation.command import with_stickers
 from pack.training.evaluation.rules import Judge
@@ -27,12 +26,13 @@ def cases():
 
 
 def test_every_solver_ends_in_the_same_picture(loud_model: Path, cases) -> None:
-    exact = FolderEditor(loud_model, Sampling(evaluations=60, schedule="linear"), CPU)(cases[:1])[0]
-    for solver in SOLVERS:
-        for schedule in ("linear", "beta"):
-            sampling = Sampling(evaluations=30, solver=solver, schedule=schedule)
-            result = FolderEditor(loud_model, sampling, CPU)(cases[:1])[0]
-            assert np.abs(result.astype(int) - exact).mean() < 2, (solver, schedule)
+    editor = FolderEditor(loud_model, Sampling(evaluations=60, schedule="linear"), CPU)
+    exact = editor(cases[:1])[0].astype(int)
+    for solver, schedule in [*((name, "linear") for name in SOLVERS), ("adams-2", "beta")]:
+        editor.sampling = Sampling(evaluations=30, solver=solver, schedule=schedule)
+        assert np.abs(editor(cases[:1])[0] - exact).mean() < 6, (solver, schedule)
+    editor.sampling = Sampling(evaluations=1)
+    assert np.abs(editor(cases[:1])[0] - exact).mean() > 12
     assert Sampling(evaluations=9, solver="heun").steps == 5
     with pytest.raises(ValueError, match="solver is 'rk4'; choose one of"):
         Sampling(evaluations=4, solver="rk4")
@@ -79,7 +79,6 @@ def test_the_judge_reads_stickers_by_the_stickers_of_the_case(tmp_path: Path) ->
         assert all(item.sprite.sticker for item in case.sample.plan.target.objects)
         assert judge.judge(case, case.sample.target).success
         assert not judge.judge(case, case.sample.source).success
-        assert not judge.judge(case, random_object(case)).success
 
 
 def test_solver_tables_of_a_model_folder(loud_model: Path, monkeypatch) -> None:

@@ -13,6 +13,7 @@ from pack.training.config_json import from_json, to_json
 from pack.training.evaluation.cases import held_out_cases
 from pack.training.launch import TrainingError
 from pack.training.recipes import small_run
+from pack.training.recipes.repeat import check_repeat
 from pack.training.recipes.small import BASE_TASKS, LORA_TASKS, SmallRecipe
 from pack.training.recipes.small_vlm import SmallVLMConfig, write_small_vlm
 from pack.training.synthesis.config import TASK_WEIGHTS
@@ -35,6 +36,22 @@ def test_twenty_steps_twice_give_equal_losses(tmp_path: Path) -> None:
     other = TrainHere()
     small_run.train_base(tiny_recipe(steps=1, seed=5), tmp_path / "other", "cpu", other)
     assert other.losses["small-base"][0] != runs[0][0]
+
+
+def test_the_check_of_repeatability(tmp_path: Path) -> None:
+    trained = TrainHere()
+    last = check_repeat(tiny_recipe(steps=9), tmp_path, 4, "cpu", trained)
+    losses = trained.losses["small-base"]
+    assert len(losses) == 8 and losses[:4] == losses[4:] and last == losses[3]
+
+    def wandering(run, folder, heard) -> int:
+        late = "repeat-b" in str(folder)
+        for step in range(3):
+            heard({"event": "step", "step": step + 1, "loss": step + (late and step > 1)})
+        return 0
+
+    with pytest.raises(TrainingError, match="differ from step 3 of 3 on: 2 and 3"):
+        check_repeat(tiny_recipe(), tmp_path, 3, "cpu", wandering)
 
 
 def test_a_second_call_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
