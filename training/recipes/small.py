@@ -66,7 +66,7 @@ class SmallRecipe:
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
-    lora_steps: int = 700
+    lora_steps: int = 450
     lora_batch_size: int = 48
     lora_samples: int = 8_000
     lora_learning_rate: float = 1e-3
