@@ -19,6 +19,10 @@ from .rope import Rotation, rotate
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, key, value) of (B, H, rows, D) and a bool mask (rows, keys) or None -> (B, rows, H * D)."""
 
+MLP_PIECES, MLP_ROW_SHARE = 4, 6
+"""Without gradients the MLP, the widest part of a layer, runs over this many pieces of the rows, each of at
+least a sixth as many rows as it has channels: smaller ones would keep a processor waiting."""
+
 
 class KeyValueMemory(Protocol):
     """Keeps keys and values of earlier tokens beside those a layer has just made."""
@@ -44,10 +48,10 @@ class SelfAttention(nn.Module):
         self.qkv_proj = operations.Linear(config.hidden_size, width, bias=False, **factory)
         self.o_proj = operations.Linear(config.hidden_size, config.hidden_size, bias=False, **factory)
 
-    def project(self, hidden: Tensor, positions: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated query (B, H, L, D), rotated key and value (B, K, L, D)."""
+    def split(self, projected: Tensor, positions: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated query (B, H, L, D), rotated key and value (B, K, L, D) of qkv_proj's output."""
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        packed = self.qkv_proj(hidden).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
+        packed = projected.unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
         query, key, value = packed.transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
         return rotate(query, positions), rotate(key, positions), value
 
@@ -81,6 +85,14 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, hidden) to the same."""
+        rows, width = hidden.shape[-2:]
+        pieces = min(MLP_PIECES, rows // max(1, width // MLP_ROW_SHARE))
+        if torch.is_grad_enabled() or pieces <= 1:
+            return self.gated(hidden)
+        return torch.cat([self.gated(piece) for piece in hidden.chunk(pieces, dim=1)], dim=1)
+
+    def gated(self, hidden: Tensor) -> Tensor:
+        """The MLP of some rows."""
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
         return self.down_proj(up * F.silu(gate))
 
@@ -106,12 +118,23 @@ class DecoderLayer(nn.Module):
         attention: Attention,
     ) -> Tensor:
         """(B, L, hidden) to the same; with a memory, L are the fresh tokens only."""
-        query, key, value = self.self_attn.project(self.input_layernorm(hidden), positions)
+        hidden = hidden + self.attended(hidden, positions, rows, memory, attention)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def attended(
+        self,
+        hidden: Tensor,
+        positions: Rotation,
+        rows: Sequence[Rows],
+        memory: KeyValueMemory | None,
+        attention: Attention,
+    ) -> Tensor:
+        """What attention adds; its queries, keys and values are gone when the MLP needs room."""
+        projected = self.self_attn.qkv_proj(self.input_layernorm(hidden))
+        query, key, value = self.self_attn.split(projected, positions)
         if memory is not None:
             key, value = memory.extend(self.index, key, value)
-        answer = self.self_attn.attend(query, key, value, rows, attention)
-        hidden = hidden + self.self_attn.o_proj(answer)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return self.self_attn.o_proj(self.self_attn.attend(query, key, value, rows, attention))
 
 
 class Decoder(nn.Module):

@@ -12,7 +12,7 @@ from .config import OmniGenConfig
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """cos and sin of every position, (L, head_dim) float32 each."""
+    """cos and sin of every position, (L, head_dim / 2) float32 each: both halves of a head turn alike."""
 
     cos: Tensor
     sin: Tensor
@@ -31,12 +31,12 @@ def rotation(
     factors = torch.tensor(config.rope_factors(sequence_length), dtype=torch.float32, device=device)
     frequencies = 1.0 / (factors * config.rope_theta**channels)
     angles = torch.outer(position_ids.to(device=device, dtype=torch.float32), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
     return Rotation(angles.cos() * config.rope_scaling, angles.sin() * config.rope_scaling)
 
 
 def rotate(heads: Tensor, positions: Rotation) -> Tensor:
     """Turn heads (B, H, L, head_dim) by their positions; channel i pairs with i + head_dim/2, as in Phi-3."""
     first, second = heads.float().chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (heads.float() * positions.cos + turned * positions.sin).to(heads.dtype)
+    cos, sin = positions.cos, positions.sin
+    turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
+    return torch.cat(turned, dim=-1).to(heads.dtype)
