@@ -41,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--tasks", nargs="+", help="tasks to judge (all)")
     made.add_argument("--steps", type=int, default=8, help="evaluations of a model for each picture (8)")
-    made.add_argument("--solver", help="solver of a model's pictures (the one measured best)")
-    made.add_argument("--schedule", help="schedule of a model's pictures (the one measured best)")
+    made.add_argument("--solver", help="solver of a model's pictures (euler)")
+    made.add_argument(
+        "--schedule",
+        help="schedule of a model's pictures (fixed: even steps, shifted as the model's config says)",
+    )
     made.add_argument(
         "--stickers",
         type=Path,

@@ -34,7 +34,7 @@ from .small import LORA_TASKS, RECIPE, SmallRecipe
 
 BASE = "none"
 SOLVER, SCHEDULE = "euler", "fixed"
-"""How pictures are painted unless something else is asked for; measured in docs/small-model.md."""
+"""How pictures are painted unless something else is asked for; chosen, see `dev.py bench small_solvers`."""
 
 
 def lora_for(task: str) -> str:
