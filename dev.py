@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One door for newcomers and developers; needs nothing but Python 3.11 and the network the first time.
 
-    python dev.py demo           from an empty folder to a picture in output/
+    python dev.py demo           from an empty folder to pictures in output/
     python dev.py test           every check and test (or --fast, --e2e, --browser)
     python dev.py bench [topic]  the benchmarks
     python dev.py train-small    train the small model from nothing (hours on a CPU; goes on where it stopped)
@@ -36,8 +36,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="run the shipped example, leave its picture in output/")
+    demo = commands.add_parser("demo", help="run the demo workflows, leave their pictures in output/")
     demo.add_argument("--serve", action="store_true", help="keep ComfyUI open afterwards")
+    demo.add_argument("--redraw", action="store_true", help="also README's picture and the thumbnails")
     demo.add_argument("--port", type=int, default=8188, help="port of --serve (8188)")
     test = commands.add_parser("test", help="run the checks and tests; further options go to pytest")
     part = test.add_mutually_exclusive_group()
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         return write_locales()
     from host.demo import run_demo
 
-    return run_demo(serve=options.serve, port=options.port)
+    return run_demo(serve=options.serve, port=options.port, redraw=options.redraw)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Server:
     ) -> None:
         self.base = base
         self.log = base / "server.log"
+        self.output = output or base / "output"
         self.url = f"http://127.0.0.1:{port or free_port()}"
         self.client = Client(self.url)
         self.arguments = ["--cpu"] if cpu else []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 from live_server import LiveServer, read_workflow
-from pack.host.demo import WORKFLOW
+from pack.host.demo import EDIT
 from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 
 
 def test_the_demo_address_opens_its_workflow(template_page: Page) -> None:
-    count = len(read_workflow(WORKFLOW)["nodes"])
+    count = len(read_workflow(EDIT)["nodes"])
     template_page.wait_for_function(f"() => window.app.graph._nodes.length === {count}", timeout=30_000)
 
 

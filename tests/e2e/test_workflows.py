@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from live_server import WORKFLOWS, LiveServer, read_workflow
 from pack.host.client import Prompt, describe_failure
-from pack.host.prompt import workflow_to_prompt
-from pack.host.standins import adapt, adapt_workflow
 from PIL import Image
 
 pytestmark = pytest.mark.e2e
@@ -54,14 +52,6 @@ def test_runs_and_gives_the_same_picture_for_one_seed(name: str, live_server: Li
     if stand_in.needs_seed and first:
         other = live_server.pictures(live_server.run_anew(with_other_seed(prompt)))
         assert any(not np.array_equal(pixels(a), pixels(b)) for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_changed_workflow_is_the_changed_prompt(name: str, live_server: LiveServer) -> None:
-    info, rules = live_server.object_info, live_server.stand_ins[name].rules()
-    workflow = read_workflow(name)
-    changed = workflow_to_prompt(adapt_workflow(workflow, rules, info), info)
-    assert changed == adapt(workflow_to_prompt(workflow, info), rules)
 
 
 def test_the_four_position_encodings_give_four_pictures(live_server: LiveServer) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from adapted_prompt import adapt
 from pack.host.prompt import workflow_to_prompt
-from pack.host.standins import adapt
 
 INFO = {
     "Load": {"input": {"required": {"name": [["a", "b"], {}]}}},

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapted_prompt import adapt
 from pack.host.client import Client, Prompt, PromptError, describe_failure
 from pack.host.places import ROOT
 from pack.host.prompt import workflow_to_prompt
 from pack.host.server import Server, link_folder, prepare_base
-from pack.host.standins import adapt
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 

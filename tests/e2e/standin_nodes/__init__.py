@@ -1,4 +1,4 @@
-"""A node pack for the tests and the demo only: ComfyUI's real text encoders, very small."""
+"""A node pack for the tests only: ComfyUI's real text encoders, very small."""
 
 from __future__ import annotations
 

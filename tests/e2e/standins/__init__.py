@@ -46,7 +46,7 @@ class StandIn:
     """Whether another seed must give another picture."""
 
     def rules(self) -> dict[str, Any]:
-        """What has to be changed in the prompt, as JSON; `host.standins.adapt` does it."""
+        """What has to be changed in the prompt, as JSON; `adapted_prompt.adapt` does it."""
         replaced = {name: [kind, dict(inputs)] for name, (kind, inputs) in self.replaced.items()}
         return {"replaced": replaced, "settings": dict(self.settings)}
 
