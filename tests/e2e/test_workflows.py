@@ -1,4 +1,4 @@
-"""Every shipped workflow on a real server, with models of a few megabytes."""
+"""Every shipped workflow on a real server, with models of a few megabytes: stand-ins, or the shipped one."""
 
 from __future__ import annotations
 
