@@ -37,6 +37,7 @@ def test_answers_of_another_program_are_judged(tmp_path: Path, capsys: pytest.Ca
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {
         "table.md",
+        "verdicts.json",
         *(f"{task}-{group}.png" for task in ("remove", "text_to_image") for group in ("one", "several")),
     }
     assert "changed region" in (tmp_path / "out" / "table.md").read_text()

@@ -60,7 +60,7 @@ def test_an_added_adapter_equals_peft(loud_model: Path) -> None:
     make_trainable(plain.dit, config, load_family("dreamomni"))
     load_lora(plain.dit, load_file(path), "diffusion_model.")
     generator = torch.Generator().manual_seed(1)
-    latent = torch.randn(1, 48, 8, 8, generator=generator)
+    latent = torch.randn(1, 12, 16, 16, generator=generator)
     context = torch.randn(1, 6, 64, generator=generator)
     with torch.no_grad():
         one, two = (pair.dit.predict(latent, torch.tensor([0.5]), context) for pair in (merged, plain))
@@ -91,7 +91,7 @@ def test_the_command_prints_the_judges_table(tiny_model: Path, tmp_path: Path, c
     assert "| small, one | small, several | copy the source, one |" in table
     assert "edit a random object" in table and "| remove |" in table
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"table.md", "remove-one.png", "remove-several.png"}
+    assert names == {"table.md", "verdicts.json", "remove-one.png", "remove-several.png"}
 
 
 def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path, capsys) -> None:

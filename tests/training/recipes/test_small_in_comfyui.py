@@ -58,7 +58,7 @@ def test_comfyuis_sampler_paints_what_the_judge_sees(tiny_model: Path, case) -> 
         "dreamomni_image_index": features.image_index,
         "reference_latents": [vae.encode(image) for image in images_of(case)],
     }
-    noise = torch.nn.functional.pixel_unshuffle(case_noise(case)[None], 4)
+    noise = torch.nn.functional.pixel_unshuffle(case_noise(case)[None], tiny_recipe().pixel_block)
     positive = [[features.tokens, extras]]
     latent = comfy.sample.sample_custom(
         model,
