@@ -41,6 +41,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "joint", taught)
 
 
+@pytest.fixture
+def lesson_parts(
+    models_dir: Path, tmp_path: Path, quick: None, vlm_folder: Callable[[str], Path]
+) -> tuple[Path, Any, Any]:
+    """A tiny Kontext file, the described pairs, and the VLM to be taught."""
+    from pack.model_loaders.vlm import load_vlm
+    from pack.training.dataset import open_dataset
+
+    from tests.training.tiny_flux import saved_flux, tiny_flux
+
+    base = saved_flux(models_dir / "diffusion_models", tiny_flux())
+    dataset = open_dataset(described_pairs(tmp_path / "data"))
+    return base, dataset, load_vlm(vlm_folder("qwen2_5_vl"), "fp32")
+
+
 def train(base: Path, dataset: Any, vlm: Any, **changes: object) -> Any:
     from pack.nodes.training import TrainLoRA
 
@@ -64,23 +79,16 @@ def train(base: Path, dataset: Any, vlm: Any, **changes: object) -> Any:
 def test_the_lora_is_trained_on_the_answers_of_the_translator_taught_on_the_same_samples(
     models_dir: Path,
     output_dir: Path,  # noqa: F811
-    tmp_path: Path,
-    quick: None,
-    vlm_folder: Callable[[str], Path],
+    lesson_parts: tuple[Path, Any, Any],
 ) -> None:
     from pack.model_loaders.lora_check import bare_kontext, unmatched_keys
     from pack.model_loaders.vlm import load_vlm
     from pack.training.cache import TensorCache
-    from pack.training.dataset import open_dataset
     from pack.training.encode import read_manifest
     from pack.training.metrics import read_metrics
     from pack.vlm.reply import parse_reply
 
-    from tests.training.tiny_flux import saved_flux, tiny_flux
-
-    base = saved_flux(models_dir / "diffusion_models", tiny_flux())
-    dataset = open_dataset(described_pairs(tmp_path / "data"))
-    start = load_vlm(vlm_folder("qwen2_5_vl"), "fp32")
+    base, dataset, start = lesson_parts
     name, run = train(base, dataset, start)
 
     taught = load_vlm(models_dir / "vlm" / "both-translator", "fp32")
@@ -115,18 +123,9 @@ def test_the_lora_is_trained_on_the_answers_of_the_translator_taught_on_the_same
 def test_a_joint_run_that_cannot_end_well_is_refused_before_it_begins(
     models_dir: Path,
     output_dir: Path,  # noqa: F811
-    tmp_path: Path,
-    quick: None,
-    vlm_folder: Callable[[str], Path],
+    lesson_parts: tuple[Path, Any, Any],
 ) -> None:
-    from pack.model_loaders.vlm import load_vlm
-    from pack.training.dataset import open_dataset
-
-    from tests.training.tiny_flux import saved_flux, tiny_flux
-
-    base = saved_flux(models_dir / "diffusion_models", tiny_flux())
-    dataset = open_dataset(described_pairs(tmp_path / "data"))
-    vlm = load_vlm(vlm_folder("qwen2_5_vl"), "fp32")
+    base, dataset, vlm = lesson_parts
     with pytest.raises(ValueError, match="connect vlm: the joint preset teaches it"):
         train(base, dataset, None)
     with pytest.raises(ValueError, match="connect clip"):

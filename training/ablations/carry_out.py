@@ -12,10 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..cache import TensorCache
 from ..config_json import to_json
-from ..dataset import open_dataset
-from ..encode import Encoding, encode_dataset
 from ..evaluation.cases import GROUPS, Case
 from ..families import load_family
 from ..files import file_sha256, write_json
@@ -23,8 +20,8 @@ from ..launch import TrainingError
 from ..process import chosen_device
 from ..recipes.loading import add_lora, load_trained
 from ..recipes.small import Weighted
-from ..recipes.small_run import LORAS, PairEncoder, PixelEncoder, Train
-from ..recipes.small_vlm import write_small_vlm
+from ..recipes.small_run import LORAS, Train, encode_for
+from ..recipes.small_vlm import ensure_small_vlm
 from ..run_file import RunFile, run_lock
 from ..session import Session
 from ..synthesis.generate import Job as Drawing
@@ -143,9 +140,8 @@ def finish_free(place: Workplace, jobs: Sequence[Job]) -> None:
 def trained_model(place: Workplace, job: Job) -> Path:
     """A network and VLM trained from nothing; their folder."""
     folder = place.of(job)
-    vlm, run = folder / "vlm", RunFolder(folder=folder / "run", cache=folder / "cache")
-    if not (vlm / "preprocessor_config.json").is_file():
-        write_small_vlm(vlm, job.recipe().vlm, job.recipe().seed)
+    run = RunFolder(folder=folder / "run", cache=folder / "cache")
+    vlm = ensure_small_vlm(folder / "vlm", job.recipe().vlm, job.recipe().seed)
     job.samples().write(run.recipe(job.recipe().side))
     model = run.folder / EXPORTS / "last"
     hashes = {"vlm": file_sha256(vlm / "model.safetensors")}
@@ -197,16 +193,8 @@ def encoded_references(place: Workplace, job: Job) -> Path:
                 config=recipe.lora_synthesis("edit"),
                 count=place.budget.lora_samples,
             )
-            config = job.config(place.base_model())
-            encoding = Encoding(
-                config=config,
-                plan=load_family(config.family).encode_plan(config),
-                resolution=recipe.side,
-                cache=TensorCache(place.folder / "reference-cache"),
-                encode_picture=PixelEncoder(),
-                encode_prompt=PairEncoder(place.base_model()),
-            )
-            encode_dataset(encoding, open_dataset(generate(drawing)), path, lambda done, total: None)
+            base, cache = place.base_model(), place.folder / "reference-cache"
+            encode_for(job.config(base), generate(drawing), base, path, cache)
     return path
 
 

@@ -29,7 +29,7 @@ from ..synthesis.generate import Job, generate
 from ..trainer import EXPORTS, RunFolder
 from .loading import load_trained, plain_sample
 from .small import LORA_TASKS, RECIPE, SmallRecipe
-from .small_vlm import write_small_vlm
+from .small_vlm import ensure_small_vlm
 
 log = logging.getLogger("dreamomni")
 
@@ -115,13 +115,24 @@ def train_run(
 
 def train_base(recipe: SmallRecipe, work: Path, device: str, train: Train) -> Path:
     """The network and its VLM; the folder of the finished model."""
-    vlm = work / "vlm"
-    if not (vlm / "preprocessor_config.json").is_file():
-        write_small_vlm(vlm, recipe.vlm, recipe.seed)
+    vlm = ensure_small_vlm(work / "vlm", recipe.vlm, recipe.seed)
     place = RunFolder(folder=work / "base", cache=work / "base" / "cache")
     recipe.base_samples().write(place.recipe(recipe.side))
     hashes = {"vlm": file_sha256(vlm / "model.safetensors")}
     return train_run(recipe.base_run(vlm), place.folder, hashes, device, train) / "last"
+
+
+def encode_for(config: RunConfig, data: Path, model: Path, manifest: Path, cache: Path) -> None:
+    """Encode a dataset folder as the finished model reads it, for an adapter run on it."""
+    encoding = Encoding(
+        config=config,
+        plan=load_family(config.family).encode_plan(config),
+        resolution=config.stages[0].resolution,
+        cache=TensorCache(cache),
+        encode_picture=PixelEncoder(),
+        encode_prompt=PairEncoder(model),
+    )
+    encode_dataset(encoding, open_dataset(data), manifest, lambda done, total: None)
 
 
 def train_lora(recipe: SmallRecipe, task: str, model: Path, work: Path, device: str, train: Train) -> Path:
@@ -132,16 +143,9 @@ def train_lora(recipe: SmallRecipe, task: str, model: Path, work: Path, device: 
         Job(folder=work / f"{task}-data", config=recipe.lora_synthesis(task), count=recipe.lora_samples)
     )
     place = RunFolder(folder=folder, cache=folder / "cache")
-    if not place.manifest(recipe.side).is_file():
-        encoding = Encoding(
-            config=config,
-            plan=load_family(config.family).encode_plan(config),
-            resolution=recipe.side,
-            cache=TensorCache(place.cache),
-            encode_picture=PixelEncoder(),
-            encode_prompt=PairEncoder(model),
-        )
-        encode_dataset(encoding, open_dataset(data), place.manifest(recipe.side), lambda done, total: None)
+    manifest = place.manifest(recipe.side)
+    if not manifest.is_file():
+        encode_for(config, data, model, manifest, place.cache)
     hashes = {"model": file_sha256(model / "dit.safetensors")}
     return train_run(config, folder, hashes, device, train) / "last.safetensors"
 

@@ -125,6 +125,13 @@ def write_small_vlm(folder: Path, config: SmallVLMConfig, seed: int) -> Path:
     return folder
 
 
+def ensure_small_vlm(folder: Path, config: SmallVLMConfig, seed: int) -> Path:
+    """The VLM of a run: written unless its last file is there already; its folder."""
+    if not (folder / "preprocessor_config.json").is_file():
+        write_small_vlm(folder, config, seed)
+    return folder
+
+
 def picture_settings(config: SmallVLMConfig) -> dict[str, Any]:
     """How pictures become patches."""
     return {
