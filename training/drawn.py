@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cache import content_key
 from .encode import SampleEntry
 from .families.base import CachedSample
 from .files import write_json
@@ -28,31 +29,52 @@ from .synthesis.scene import to_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawnSamples:
-    """`count` samples of a recipe; an epoch is one pass over them."""
+    """`count` samples of a recipe, seen in their order; an epoch is one pass over them.
+
+    The first `easy_count` of them are drawn by an easier recipe: a new network learns there what words mean.
+    """
 
     config: SynthesisConfig
     count: int
+    easy: SynthesisConfig | None = None
+    easy_count: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
+        if not 0 <= self.easy_count <= self.count or (self.easy_count and self.easy is None):
+            raise ValueError(
+                f"easy_count must lie in 0..{self.count} and needs an easy recipe, got {self.easy_count}"
+            )
 
     def write(self, path: Path) -> None:
         """Store the recipe where a run finds it."""
-        write_json(path, {"count": self.count, "config": to_json(self.config)})
+        easy = {"easy_count": self.easy_count, "easy": to_json(self.easy)} if self.easy is not None else {}
+        write_json(path, {"count": self.count, "config": to_json(self.config), **easy})
+
+    def fingerprint(self) -> str:
+        """A hash of every setting."""
+        easy = self.easy.fingerprint() if self.easy is not None else ""
+        return content_key(self.config.fingerprint(), str(self.count), easy, str(self.easy_count))
 
 
 def read_drawn(path: Path) -> DrawnSamples:
     """The recipe that `DrawnSamples.write` stored."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    return DrawnSamples(config=config_from_json(values["config"]), count=values["count"])
+    easy = config_from_json(values["easy"]) if "easy" in values else None
+    return DrawnSamples(
+        config=config_from_json(values["config"]),
+        count=values["count"],
+        easy=easy,
+        easy_count=values.get("easy_count", 0),
+    )
 
 
 class DrawnEntries(Sequence[SampleEntry]):
     """Entries by number; what a sample holds is known only once it is drawn."""
 
     def __init__(self, samples: DrawnSamples) -> None:
-        self.samples, self.recipe = samples, samples.config.fingerprint()[:16]
+        self.samples, self.recipe = samples, samples.fingerprint()[:16]
 
     def __len__(self) -> int:
         return self.samples.count
@@ -81,14 +103,18 @@ class DrawnEntries(Sequence[SampleEntry]):
 class DrawnStore(SampleStore):
     """Draws the samples of a recipe; every sample is the same whenever it is drawn."""
 
+    in_order = True
+
     def __init__(self, samples: DrawnSamples) -> None:
         super().__init__(DrawnEntries(samples), None)
         self.synthesizer = Synthesizer(samples.config)
+        self.easy = Synthesizer(samples.easy) if samples.easy is not None else self.synthesizer
+        self.easy_count = samples.easy_count
 
     def read(self, index: int, variant: str = "full") -> CachedSample:
         """Sample `index`; without its words or its pictures where `variant` says so."""
         bare = variant in ("no_references", "no_condition")
-        drawn = self.synthesizer.sample(index)
+        drawn = (self.easy if index < self.easy_count else self.synthesizer).sample(index)
         pictures = () if bare else pictures_of(drawn)
         return CachedSample(
             id=drawn.id,

@@ -41,16 +41,27 @@ def split_held_out(entries: Sequence[SampleEntry], config: ValidationConfig) -> 
 
 
 class StepOrder:
-    """Which samples each optimizer step sees: every epoch a new shuffle, similar shapes side by side."""
+    """Which samples each optimizer step sees: every epoch a new shuffle, similar shapes side by side.
+
+    Without `shuffled` every epoch is the given order.
+    """
 
     def __init__(
-        self, shapes: Sequence[object], seed: int, stage: int, batch_size: int, per_step: int
+        self,
+        shapes: Sequence[object],
+        seed: int,
+        stage: int,
+        batch_size: int,
+        per_step: int,
+        shuffled: bool = True,
     ) -> None:
-        self.shapes, self.seed, self.stage = list(shapes), seed, stage
+        self.shapes, self.seed, self.stage, self.shuffled = list(shapes), seed, stage, shuffled
         self.batch_size, self.per_step = batch_size, per_step
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> list[int]:
+        if not self.shuffled:
+            return list(range(len(self.shapes)))
         generator = slot_generator(self.seed, epoch, self.stage, "order")
         buckets: dict[object, list[int]] = defaultdict(list)
         for index in torch.randperm(len(self.shapes), generator=generator).tolist():
@@ -89,6 +100,9 @@ class SampleStore:
 
     What has been read stays in memory until `KEPT_BYTES` are full.
     """
+
+    in_order = False
+    """Whether the samples are meant to be seen in their order; others are shuffled."""
 
     def __init__(self, entries: Sequence[SampleEntry], cache: TensorCache | None) -> None:
         self.entries, self.cache = entries, cache

@@ -47,6 +47,7 @@ class StepRunner:
             stage=stage,
             batch_size=self.stage.batch_size,
             per_step=self.stage.global_batch,
+            shuffled=not store.in_order,
         )
 
     def slots(self, step: int, step_of_stage: int) -> list[Slot]:

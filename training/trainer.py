@@ -65,7 +65,7 @@ class RunFolder:
 def dataset_fingerprint(entries: Sequence[SampleEntry]) -> str:
     """Hash of what the samples are made of."""
     if isinstance(entries, DrawnEntries):
-        return content_key(entries.samples.config.fingerprint(), str(len(entries)))
+        return entries.samples.fingerprint()
     return content_key(*(f"{e.id}{e.target}{e.references}{sorted(e.prompts.items())}" for e in entries))
 
 

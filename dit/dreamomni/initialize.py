@@ -7,12 +7,15 @@ import math
 import torch
 from torch import nn
 
-from .blocks import DiTBlock, ResidualConvBlock
+from .blocks import DiTBlock, Group, ResidualConvBlock
 from .layers import Modulation
 from .network import DreamOmniNetwork
 
 SILU_OF_ONE = 1.2784645
 """SiLU(1.2784645) = 1: with this bias a fresh `Linear -> SiLU` modulation leaves its input as it is."""
+
+SKIP_SHARE = 0.3
+"""Share of Xavier's weights with which a merge starts; its main path starts as the identity."""
 
 CLOSED_MATTE = -2.0
 """A fresh network shows sigmoid(-2) = 12 % of what it paints, the rest is the source."""
@@ -32,6 +35,9 @@ def initialize(network: DreamOmniNetwork, generator: torch.Generator) -> None:
     for module in network.modules():
         if isinstance(module, Modulation):
             _start_neutral(module)
+        elif isinstance(module, Group) and module.merges:
+            _let_through(module.merge_noise)
+            _let_through(module.merge_vlm)
     _quieten(network)
     nn.init.normal_(network.time_in.linear.weight, std=0.02, generator=generator)
     if network.roles is not None:
@@ -52,6 +58,13 @@ def _start_neutral(modulation: Modulation) -> None:
         if modulation.form == "alpha":
             bias[:width] = one
         bias[2 * width :] = one
+
+
+def _let_through(merge: nn.Linear) -> None:
+    """[identity | nothing] plus a little of Xavier: two random layers in a row would scramble the tokens."""
+    with torch.no_grad():
+        merge.weight.mul_(SKIP_SHARE)
+        merge.weight[:, : merge.out_features].diagonal().add_(1.0)
 
 
 def _quieten(network: DreamOmniNetwork) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pack.training.config import ValidationConfig
 from pack.training.drawn import DrawnSamples, DrawnStore, pixels, read_drawn
-from pack.training.samples import split_held_out
+from pack.training.samples import StepOrder, split_held_out
 from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.trainer import RunFolder, dataset_fingerprint
@@ -63,6 +63,25 @@ def test_some_samples_are_held_out(store) -> None:
     assert [entry.id for entry in store.entries[3:5]] == ["00000003", "00000004"]
     with pytest.raises(IndexError, match="there are 60 samples, got number 60"):
         store.entries[60]
+
+
+def test_an_easy_beginning_is_seen_first_and_in_order(tmp_path) -> None:
+    easy = recipe_for(32, 32, seed=9, tasks=("recolour",))
+    mixed = samples(easy=easy, easy_count=20)
+    store, first, later = DrawnStore(mixed), Synthesizer(easy), Synthesizer(mixed.config)
+    seen = [store.read(index).instruction for index in range(24)]
+    store.close()
+    assert seen[:20] == [first.sample(index).plan.instruction for index in range(20)]
+    assert seen[20:] == [later.sample(index).plan.instruction for index in range(20, 24)]
+    order = StepOrder(["same"] * 60, 1, 0, 8, 8, shuffled=not store.in_order)
+    assert [index for step in range(8) for index in order.batch(step)] == [*range(60), *range(4)]
+    mixed.write(tmp_path / "recipe.json")
+    assert read_drawn(tmp_path / "recipe.json") == mixed
+    assert len({part.fingerprint() for part in (mixed, samples(), samples(easy=easy, easy_count=21))}) == 3
+    with pytest.raises(ValueError, match="easy_count must lie in 0..60 and needs an easy recipe, got 61"):
+        samples(easy=easy, easy_count=61)
+    with pytest.raises(ValueError, match="needs an easy recipe, got 5"):
+        samples(easy_count=5)
 
 
 def test_a_run_folder_with_a_recipe_draws(tmp_path) -> None:

@@ -44,6 +44,14 @@ BASE_TASKS: Weighted = (
     ("detect", 1.0),
 )
 """Text-to-image and editing trained jointly, and how often each is drawn."""
+EASY_TASKS: Weighted = (
+    ("add", 1.0),
+    ("remove", 1.0),
+    ("replace", 1.0),
+    ("recolour", 1.0),
+    ("move", 1.0),
+)
+"""What training begins with."""
 LORA_TASKS: dict[str, Weighted] = {
     "edit": (("reference_add", 1.0), ("reference_replace", 1.0), ("reference_attribute", 1.0)),
     "generate": (("reference_generation", 1.0),),
@@ -60,24 +68,31 @@ class SmallRecipe:
     reference_side: int = 24
     """Pixels per side of a reference; another size than the target's, so that only a source counts as one."""
     seed: int = 20_412_117
-    steps: int = 2_450
-    batch_size: int = 96
+    steps: int = 4_000
+    batch_size: int = 64
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
+    easy_samples: int = 30_000
+    """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
     lora_steps: int = 450
     lora_batch_size: int = 48
     lora_samples: int = 8_000
     lora_learning_rate: float = 1e-3
-    lora_rank: int = 12
+    lora_rank: int = 24
     objects: tuple[int, int] = (1, 3)
-    drag_share: float = 0.3
+    single_share: float = 0.3
+    """Share of the scenes with one object, where nothing has to be chosen."""
+    backgrounds: tuple[str, ...] = ("plain",)
+    drag_share: float = 0.2
     """Share of move, scale and rotate told by points; they make the longest prompts."""
     vlm: SmallVLMConfig = field(default_factory=SmallVLMConfig)
     pixel_block: int = 2
     """Pixels per side of what the convolutions see as one cell; smaller ones keep contours sharper."""
     network: tuple[tuple[str, int | float | bool | str], ...] = (
+        ("width", 160),
+        ("heads", 5),
         ("source_exit_skips", True),
         ("source_matte", True),
         ("conv_width", 48),
@@ -112,6 +127,9 @@ class SmallRecipe:
             recipe_for(self.side, self.side, seed=self.seed + seed),
             tasks=tasks,
             objects=self.objects,
+            single_share=self.single_share,
+            backgrounds=self.backgrounds,
+            twins=0.0,
             drag_share=self.drag_share,
             reference_size=self.reference_side,
             split=split,
@@ -119,7 +137,20 @@ class SmallRecipe:
 
     def base_samples(self) -> DrawnSamples:
         """What the network is trained on."""
-        return DrawnSamples(config=self.synthesis(BASE_TASKS), count=self.distinct_samples)
+        easy = dataclasses.replace(
+            self.synthesis(EASY_TASKS, seed=len(LORA_TASKS) + 1),
+            textures=("plain",),
+            objects=(1, min(2, self.objects[1])),
+            single_share=0.5,
+            drag_share=0.0,
+        )
+        count = self.distinct_samples
+        return DrawnSamples(
+            config=self.synthesis(BASE_TASKS),
+            count=count,
+            easy=easy,
+            easy_count=min(self.easy_samples, count // 2),
+        )
 
     def lora_synthesis(self, task: str) -> SynthesisConfig:
         """What an adapter is trained on; another seed than the network's."""
@@ -139,7 +170,7 @@ class SmallRecipe:
             stages=(self.stage(self.steps, self.learning_rate, self.batch_size),),
             adapter=None,
             optimizer=self.optimizer("muon", ema_decay=0.998),
-            timesteps=TimestepConfig(kind="shifted", shift=3.0),
+            timesteps=TimestepConfig(kind="shifted", shift=6.0),
             objective=ObjectiveConfig(region_weighting="mask", mask_weight=4.0),
             validation=ValidationConfig(every=1000),
             output=OutputConfig(checkpoint_every=self.checkpoint_every, sample_every=0),

@@ -226,6 +226,18 @@ def test_a_fresh_network_predicts_zero_and_every_weight_learns(make_config, inpu
     assert silent == []
 
 
+def test_a_fresh_merge_lets_its_main_path_through(make_config) -> None:
+    network = DreamOmniNetwork(make_config())
+    initialize(network, torch.Generator().manual_seed(2))
+    width = network.config.width
+    tokens = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(3))
+    for group in network.decoder:
+        for merge in (group.merge_noise, group.merge_vlm):
+            alone = merge(torch.cat([tokens, torch.zeros_like(tokens)], dim=-1))
+            assert torch.nn.functional.cosine_similarity(alone, tokens, dim=-1).min() > 0.9
+            assert merge.weight[:, width:].abs().max() > 0
+
+
 def test_equal_seeds_give_equal_starts(make_config) -> None:
     one, two, other = (DreamOmniNetwork(make_config()) for _ in range(3))
     for network, seed in ((one, 5), (two, 5), (other, 6)):
