@@ -78,7 +78,7 @@ def test_an_easy_beginning_is_seen_first_and_in_order(tmp_path) -> None:
     mixed.write(tmp_path / "recipe.json")
     assert read_drawn(tmp_path / "recipe.json") == mixed
     assert len({part.fingerprint() for part in (mixed, samples(), samples(easy=easy, easy_count=21))}) == 3
-    with pytest.raises(ValueError, match="easy_count must lie in 0..60 and needs an easy recipe, got 61"):
+    with pytest.raises(ValueError, match=r"easy_count must lie in 0\.\.60 and needs an easy recipe, got 61"):
         samples(easy=easy, easy_count=61)
     with pytest.raises(ValueError, match="needs an easy recipe, got 5"):
         samples(easy_count=5)

@@ -78,8 +78,10 @@ class DreamOmniFamily(Family):
         return network.to(device)
 
     def adapter_targets(self, config: RunConfig) -> list[str]:
-        """Attention, feed-forward layers and the merges of the skips."""
+        """Attention, feed-forward layers, merges of the skips, and what tells words and pictures apart."""
         return [
+            "vlm_in",
+            "roles",
             "qkv",
             "attention_out",
             "feedforward_in",

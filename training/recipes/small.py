@@ -23,6 +23,7 @@ from ..config import (
 )
 from ..drawn import DrawnSamples
 from ..synthesis.config import SynthesisConfig, recipe_for
+from ..synthesis.textures import MAIN_TEXTURES
 from .small_vlm import SmallVLMConfig
 
 RECIPE = "recipe.json"
@@ -68,7 +69,7 @@ class SmallRecipe:
     reference_side: int = 24
     """Pixels per side of a reference; another size than the target's, so that only a source counts as one."""
     seed: int = 20_412_117
-    steps: int = 4_000
+    steps: int = 2_900
     batch_size: int = 64
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -76,15 +77,16 @@ class SmallRecipe:
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
     easy_samples: int = 30_000
     """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
-    lora_steps: int = 450
+    lora_steps: int = 600
     lora_batch_size: int = 48
     lora_samples: int = 8_000
-    lora_learning_rate: float = 1e-3
+    lora_learning_rate: float = 2e-3
     lora_rank: int = 24
     objects: tuple[int, int] = (1, 3)
     single_share: float = 0.3
     """Share of the scenes with one object, where nothing has to be chosen."""
     backgrounds: tuple[str, ...] = ("plain",)
+    textures: tuple[str, ...] = MAIN_TEXTURES
     drag_share: float = 0.2
     """Share of move, scale and rotate told by points; they make the longest prompts."""
     vlm: SmallVLMConfig = field(default_factory=SmallVLMConfig)
@@ -129,6 +131,7 @@ class SmallRecipe:
             objects=self.objects,
             single_share=self.single_share,
             backgrounds=self.backgrounds,
+            textures=self.textures,
             twins=0.0,
             drag_share=self.drag_share,
             reference_size=self.reference_side,
@@ -154,7 +157,8 @@ class SmallRecipe:
 
     def lora_synthesis(self, task: str) -> SynthesisConfig:
         """What an adapter is trained on; another seed than the network's."""
-        return self.synthesis(LORA_TASKS[task], seed=1 + list(LORA_TASKS).index(task))
+        config = self.synthesis(LORA_TASKS[task], seed=1 + list(LORA_TASKS).index(task))
+        return dataclasses.replace(config, single_share=0.5)
 
     def base_run(self, vlm: Path) -> RunConfig:
         """The run that trains network and VLM together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pack.dit.dreamomni.storage import load_network, read_index
 from pack.training.config import RunConfig
 from pack.training.config_json import from_json, to_json
 from pack.training.evaluation.cases import held_out_cases
+from pack.training.families import load_family
 from pack.training.launch import TrainingError
 from pack.training.recipes import small_run
 from pack.training.recipes.repeat import check_repeat
@@ -119,8 +121,9 @@ def test_the_full_size_model_stays_under_the_limit(tmp_path: Path) -> None:
 
     recipe = SmallRecipe()
     vlm = write_small_vlm(tmp_path / "vlm", recipe.vlm, 0)
-    network = DreamOmniNetwork(network_config(recipe.base_run(vlm)), device="meta")
-    adapted = ("qkv", "attention_out", "feedforward_in", "feedforward_out", "merge_noise", "merge_vlm")
+    run = recipe.base_run(vlm)
+    network = DreamOmniNetwork(network_config(run), device="meta")
+    adapted = tuple(load_family("dreamomni").adapter_targets(run))
     layers = [m for name, m in network.named_modules() if name.split(".")[-1] in adapted]
     lora = sum((layer.in_features + layer.out_features) * recipe.lora_rank for layer in layers)
     numbers = sum(p.numel() for p in network.parameters()) + 2 * lora
@@ -134,9 +137,14 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     assert all(from_json(RunConfig, to_json(run)) == run for run in runs)
     tasks = {task for task, _ in (*BASE_TASKS, *(pair for tasks in LORA_TASKS.values() for pair in tasks))}
     assert tasks <= TASK_WEIGHTS.keys()
-    assert recipe.base_samples().config.split == "train"
-    seeds = {recipe.lora_synthesis(task).seed for task in LORA_TASKS} | {recipe.base_samples().config.seed}
-    assert len(seeds) == 3
+    drawn = recipe.base_samples()
+    assert drawn.easy is not None and drawn.easy_count == recipe.easy_samples
+    assert {drawn.config.split, drawn.easy.split} == {"train"}
+    assert {task for task, _ in drawn.easy.tasks} < {task for task, _ in drawn.config.tasks}
+    seeds = {recipe.lora_synthesis(task).seed for task in LORA_TASKS} | {drawn.config.seed, drawn.easy.seed}
+    assert len(seeds) == 4
+    few = dataclasses.replace(recipe, distinct_samples=9).base_samples()
+    assert few.easy_count == 4
     with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
         SmallRecipe(side=30)
     with pytest.raises(ValueError, match="lora_steps must be at least 1, got 0"):
