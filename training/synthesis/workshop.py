@@ -50,13 +50,14 @@ class Workshop:
         return self._last_key
 
     def background(self, kinds: Sequence[str] = (), told: bool = False) -> Background:
-        """A random background of one of the recipe's kinds, or of `kinds`.
+        """A random background of one of the recipe's kinds; `kinds` says which of them fit, and how often.
 
         A gradient that is `told` in words runs straight across or down.
         """
         dice = self.dice
+        known = self.config.backgrounds
         usable = [
-            kind for kind in (kinds or self.config.backgrounds) if kind != "photo" or self.library.photos
+            kind for kind in (kinds or known) if kind in known and (kind != "photo" or self.library.photos)
         ]
         kind = dice.choice(usable or ["plain"])
         if kind == "photo":

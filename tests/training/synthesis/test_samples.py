@@ -354,6 +354,14 @@ def test_photos_are_used_and_captioned(tmp_path: Path) -> None:
     assert all(sample.target.std() > 40 for sample in told)
 
 
+@pytest.mark.parametrize("task", ["text_to_image", "control_canny", "recolour"])
+def test_only_backgrounds_of_the_recipe_are_drawn(task: str) -> None:
+    for asked in (("plain",), ("plain", "gradient")):
+        made = synthesizer(task, 64, 64, backgrounds=asked)
+        kinds = {made.plan(index).target.background.kind for index in range(16)}
+        assert kinds == set(asked)
+
+
 def test_a_sample_depends_on_seed_and_index_only() -> None:
     first, second = Synthesizer(recipe_for(64, 64, seed=5)), Synthesizer(recipe_for(64, 64, seed=5))
     forward = [first.sample(index) for index in range(12)]
