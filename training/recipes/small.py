@@ -100,7 +100,7 @@ class SmallRecipe:
         ("conv_width", 48),
         ("patch", 2),
         ("time_width", 32),
-        ("sampling_shift", 20.0),
+        ("sampling_shift", 6.0),
     )
     """Changes to the `tiny` preset, by field."""
     precision: str = "bf16"
