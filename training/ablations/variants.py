@@ -108,7 +108,6 @@ class Budget:
             steps=self.steps,
             batch_size=self.batch_size,
             warmup_steps=min(50, self.steps // 4),
-            objects=(1, 2),
             single_share=0.5,
             textures=("plain",),
             drag_share=0.0,
