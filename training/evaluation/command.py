@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"cases for each task, for one and for several objects ({CASES_PER_GROUP})",
     )
     made.add_argument("--tasks", nargs="+", help="tasks to judge (all)")
-    made.add_argument("--steps", type=int, default=8, help="evaluations of a model for each picture (8)")
+    made.add_argument("--steps", type=int, default=4, help="evaluations of a model for each picture (4)")
     made.add_argument("--solver", help="solver of a model's pictures (euler)")
     made.add_argument(
         "--schedule",

@@ -14,7 +14,7 @@ from pack.training.recipes.editor import judged_models
 
 SHIPPED = Path(__file__).resolve().parents[3] / "assets" / "small"
 VERDICTS = SHIPPED / "verdicts.json"
-"""What `dev.py evaluate assets/small --steps 4 --out DIR` wrote of the shipped weights."""
+"""What `dev.py evaluate assets/small --out DIR` wrote of the shipped weights."""
 TASKS = ("remove", "recolour", "reference_add", "text_to_image")
 CASES, EVALUATIONS = 8, 4
 FLIPS = 0.1
