@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -93,6 +93,12 @@ def decibels(result: Tensor, exact: Tensor) -> float:
     return float((10 * torch.log10(exact.square().mean(dim=(1, 2, 3)) / error)).clamp(max=99).mean())
 
 
+def drawn_table(title: str, evaluations: Sequence[int], rows: Sequence[tuple], note: str) -> Table:
+    """A table that is also drawn as lines over the number of evaluations."""
+    columns = ("solver / schedule", *(f"{count} evaluations" for count in evaluations))
+    return Table(title, columns, tuple(rows), note=note, lines=True)
+
+
 def error_table(folder: Path, count: int = CASES) -> Table:
     """dB to the exact solution for every solver and schedule."""
     solved = Solved(folder, cases_of(folder, count))
@@ -103,13 +109,8 @@ def error_table(folder: Path, count: int = CASES) -> Table:
             settings = [asked(solver, schedule, number) for number in EVALUATIONS]
             values = [decibels(solved(sampling), exact) for sampling in settings]
             rows.append((f"{solver} / {schedule}", *values))
-    return Table(
-        "Small model, solver error",
-        ("solver / schedule", *(f"{count} evaluations" for count in EVALUATIONS)),
-        tuple(rows),
-        note=f"dB to {EXACT.evaluations} Euler steps, mean of {len(solved.cases)} held-out cases",
-        lines=True,
-    )
+    note = f"dB to {EXACT.evaluations} Euler steps, mean of {len(solved.cases)} held-out cases"
+    return drawn_table("Small model, solver error", EVALUATIONS, rows, note)
 
 
 def judged_table(folder: Path, count: int = JUDGED_CASES) -> Table:
@@ -126,13 +127,8 @@ def judged_table(folder: Path, count: int = JUDGED_CASES) -> Table:
             ]
             shares.append(100 * sum(verdicts) / len(verdicts))
         rows.append((f"{solver} / {schedule}", *shares))
-    return Table(
-        "Small model, right answers",
-        ("solver / schedule", *(f"{count} evaluations" for count in JUDGED_EVALUATIONS)),
-        tuple(rows),
-        note=f"per cent of {len(solved.cases)} held-out cases, every task alike",
-        lines=True,
-    )
+    note = f"per cent of {len(solved.cases)} held-out cases, every task alike"
+    return drawn_table("Small model, right answers", JUDGED_EVALUATIONS, rows, note)
 
 
 def tables(model: Path | None = None) -> list[Table]:

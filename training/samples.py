@@ -57,9 +57,9 @@ class StepOrder:
     ) -> None:
         self.shapes, self.seed, self.stage, self.shuffled = list(shapes), seed, stage, shuffled
         self.batch_size, self.per_step = batch_size, per_step
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+        self._epoch = lru_cache(maxsize=2)(self._order)
 
-    def _shuffled(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> list[int]:
         if not self.shuffled:
             return list(range(len(self.shapes)))
         generator = slot_generator(self.seed, epoch, self.stage, "order")

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...dit.positions import PositionScheme
 from ..config import AdapterConfig, ObjectiveConfig, RunConfig, ValidationConfig
 from ..drawn import DrawnSamples
-from ..recipes.small import LORA_TASKS, SmallRecipe, Weighted
+from ..recipes.small import EASY_SCENES, LORA_TASKS, SmallRecipe, Weighted
 from ..recipes.small_vlm import SmallVLMConfig
 
 EDIT_TASKS: Weighted = (("add", 1.0), ("remove", 1.0), ("replace", 1.0), ("recolour", 1.0))
@@ -98,7 +98,7 @@ class Budget:
     def recipe(self, seed: int) -> SmallRecipe:
         """The small model's recipe at this budget; the seed changes weights, noise and samples.
 
-        Scenes are those its training begins with: minutes are too short to learn more.
+        Scenes are as plain as those its training begins with: minutes are too short to learn more.
         """
         plain = SmallRecipe()
         network = {**dict(plain.network), **dict(self.network)}
@@ -108,9 +108,7 @@ class Budget:
             steps=self.steps,
             batch_size=self.batch_size,
             warmup_steps=min(50, self.steps // 4),
-            single_share=0.5,
-            textures=("plain",),
-            drag_share=0.0,
+            **EASY_SCENES,
             network=tuple(network.items()),
             vlm=self.vlm,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config import (
     AdapterConfig,
@@ -53,6 +54,8 @@ EASY_TASKS: Weighted = (
     ("move", 1.0),
 )
 """What training begins with."""
+EASY_SCENES: dict[str, Any] = {"textures": ("plain",), "single_share": 0.5, "drag_share": 0.0}
+"""The scenes it begins with, as settings that the recipe and the sticker pipeline share."""
 LORA_TASKS: dict[str, Weighted] = {
     "edit": (("reference_add", 1.0), ("reference_replace", 1.0), ("reference_attribute", 1.0)),
     "generate": (("reference_generation", 1.0),),
@@ -143,10 +146,8 @@ class SmallRecipe:
         """What the network is trained on."""
         easy = dataclasses.replace(
             self.synthesis(EASY_TASKS, seed=len(LORA_TASKS) + 1),
-            textures=("plain",),
             objects=(1, min(2, self.objects[1])),
-            single_share=0.5,
-            drag_share=0.0,
+            **EASY_SCENES,
         )
         count = self.distinct_samples
         return DrawnSamples(

@@ -246,25 +246,27 @@ def test_files_that_are_no_base_say_what_to_choose(tmp_path: Path) -> None:
     assert sorted(name for name, _ in base_tensors(other)) == sorted(state)
 
 
+def lora_gradient(base: Path, precision: str) -> torch.Tensor:
+    """The gradient of one LoRA, flat, on a base held in `precision`."""
+    family = KontextFamily()
+    config = RunConfig(
+        name="x", family="kontext", base={"transformer": str(base)}, memory=MemoryConfig(precision=precision)
+    )
+    network = family.load_network(config, CPU)
+    inject_lora(network, AdapterConfig(rank=4, alpha=4), ["attn.to_q", "attn.to_v"], seed=1)
+    torch.manual_seed(3)
+    for parameter in lora_parameters(network).values():
+        parameter.data = torch.randn_like(parameter) * 0.05
+    batch = family.collate([sample()], config, CPU, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+        loss = family.loss(network, batch, torch.ones(1, 16, 8, 6), torch.tensor([0.5]), config).sum()
+    loss.backward()
+    assert all(p.dtype == torch.float32 for p in lora_parameters(network).values())
+    return torch.cat([p.grad.flatten() for p in lora_parameters(network).values()])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_a_smaller_base_gives_nearly_the_same_gradients(tmp_path: Path, precision: str) -> None:
-    family = KontextFamily()
     path = saved_flux(tmp_path, tiny_flux())
-    gradients = {}
-    for kind in ("fp32", precision):
-        config = RunConfig(
-            name="x", family="kontext", base={"transformer": str(path)}, memory=MemoryConfig(precision=kind)
-        )
-        network = family.load_network(config, CPU)
-        inject_lora(network, AdapterConfig(rank=4, alpha=4), ["attn.to_q", "attn.to_v"], seed=1)
-        torch.manual_seed(3)
-        for parameter in lora_parameters(network).values():
-            parameter.data = torch.randn_like(parameter) * 0.05
-        batch = family.collate([sample()], config, CPU, torch.float32)
-        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "fp32"):
-            loss = family.loss(network, batch, torch.ones(1, 16, 8, 6), torch.tensor([0.5]), config).sum()
-        loss.backward()
-        assert all(p.dtype == torch.float32 for p in lora_parameters(network).values())
-        gradients[kind] = torch.cat([p.grad.flatten() for p in lora_parameters(network).values()])
-    cosine = torch.cosine_similarity(gradients["fp32"], gradients[precision], dim=0)
+    cosine = torch.cosine_similarity(lora_gradient(path, "fp32"), lora_gradient(path, precision), dim=0)
     assert cosine > (0.99 if precision != "fp8" else 0.97)
