@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,17 +11,21 @@ from torch import Tensor
 
 from comfy_api.latest import io, ui
 
-from ..model_loaders.paths import SHIPPED
+from ..model_loaders import paths
 from .schema import node_input, node_schema
 from .types import CATEGORY
 
-PICTURES = SHIPPED / "demo" / "pictures"
 SHOWN_SIDE = 256
+
+
+def pictures_folder() -> Path:
+    """Where the shipped pictures lie."""
+    return paths.SHIPPED / "demo" / "pictures"
 
 
 def example_names() -> list[str]:
     """Every shipped picture but the answers, which are named `<case>.target`."""
-    return sorted(path.stem for path in PICTURES.glob("*.png") if not path.stem.endswith(".target"))
+    return sorted(path.stem for path in pictures_folder().glob("*.png") if not path.stem.endswith(".target"))
 
 
 def read_example(name: str) -> Tensor:
@@ -29,7 +35,7 @@ def read_example(name: str) -> Tensor:
             f"the pack has no example picture {name!r}; it has: {', '.join(example_names()) or 'none'}. "
             "Choose one of them, or load a file of your own with Load Image."
         )
-    with Image.open(PICTURES / f"{name}.png") as picture:
+    with Image.open(pictures_folder() / f"{name}.png") as picture:
         pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
     return torch.from_numpy(pixels)[None]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ pytestmark = pytest.mark.host
 
 
 def test_every_offered_picture_is_given_in_its_own_size() -> None:
-    from pack.nodes.example import PICTURES, ExamplePicture, example_names, read_example
+    from pack.nodes.example import ExamplePicture, example_names, pictures_folder, read_example
 
     names = example_names()
     assert ExamplePicture.define_schema().inputs[0].options == names
@@ -21,7 +23,7 @@ def test_every_offered_picture_is_given_in_its_own_size() -> None:
         image = read_example(name)
         assert image.shape == ((1, 32, 32, 3) if name.endswith(".source") else (1, 24, 24, 3))
         assert image.dtype == torch.float32
-        drawn = np.asarray(Image.open(PICTURES / f"{name}.png").convert("RGB"))
+        drawn = np.asarray(Image.open(pictures_folder() / f"{name}.png").convert("RGB"))
         assert np.array_equal((image[0].numpy() * 255).round().astype(np.uint8), drawn)
 
 
@@ -42,3 +44,11 @@ def test_what_is_shown_has_every_pixel_as_a_square() -> None:
     assert shown.shape == (1, 256, 384, 3)
     assert torch.equal(shown[:, ::8, ::8], picture)
     assert torch.equal(shown[:, 7::8, 7::8], picture)
+
+
+def test_a_pack_without_pictures_offers_none_and_says_so(models_dir: Path) -> None:
+    from pack.nodes.example import ExamplePicture, example_names
+
+    assert example_names() == []
+    with pytest.raises(FileNotFoundError, match=r"no example picture 'gone'; it has: none\. Choose one of them"):
+        ExamplePicture.execute("gone")
