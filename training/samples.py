@@ -43,7 +43,7 @@ def split_held_out(entries: Sequence[SampleEntry], config: ValidationConfig) -> 
 class StepOrder:
     """Which samples each optimizer step sees: every epoch a new shuffle, similar shapes side by side.
 
-    Without `shuffled` every epoch is the given order.
+    Without `shuffled` every epoch is the given order, from sample `first` on.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class StepOrder:
         batch_size: int,
         per_step: int,
         shuffled: bool = True,
+        first: int = 0,
     ) -> None:
         self.shapes, self.seed, self.stage, self.shuffled = list(shapes), seed, stage, shuffled
+        self.first = first
         self.batch_size, self.per_step = batch_size, per_step
         self._epoch = lru_cache(maxsize=2)(self._order)
 
@@ -76,7 +78,7 @@ class StepOrder:
 
     def batch(self, step: int) -> list[int]:
         """Positions (into `shapes`) of the samples of step `step` of the stage, from 0."""
-        first = step * self.per_step
+        first = self.first + step * self.per_step
         count = len(self.shapes)
         return [self._epoch(at // count)[at % count] for at in range(first, first + self.per_step)]
 

@@ -41,6 +41,7 @@ class StepRunner:
         self.indices = list(indices)
         self.stage: StageConfig = session.config.stages[stage]
         shapes = [str(store.entries[index].shapes) for index in self.indices]
+        seen = sum(earlier.steps * earlier.global_batch for earlier in session.config.stages[:stage])
         self.order = StepOrder(
             shapes,
             seed=session.config.seed,
@@ -48,6 +49,7 @@ class StepRunner:
             batch_size=self.stage.batch_size,
             per_step=self.stage.global_batch,
             shuffled=not store.in_order,
+            first=seen if store.in_order else 0,
         )
 
     def slots(self, step: int, step_of_stage: int) -> list[Slot]:

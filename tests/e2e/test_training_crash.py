@@ -1,4 +1,4 @@
-"""A training process is killed or crashes while a real server runs its node: the run goes on afterwards."""
+"""A training process dies in every way while a real server runs its node: the run goes on afterwards."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def failure_after(live_server: LiveServer, folder: Path, harm: Callable[[int], N
 
 
 @pytest.mark.timeout(PATIENCE)
-def test_the_server_outlives_a_killed_and_a_crashed_training_process(live_server: LiveServer) -> None:
+def test_the_server_outlives_every_end_of_the_training_process(live_server: LiveServer) -> None:
     folder = live_server.server.base / "output" / "dreamomni" / "training" / "crashing"
 
     def signalled(number: int) -> Callable[[int], None]:
@@ -94,6 +94,7 @@ def test_the_server_outlives_a_killed_and_a_crashed_training_process(live_server
     for number, trace in (
         (signal.SIGKILL, ""),
         (signal.SIGSEGV, "Fatal Python error: Segmentation fault"),
+        (signal.SIGABRT, "Fatal Python error: Aborted"),
     ):
         failure = failure_after(live_server, folder, signalled(number))
         kept = checkpoint_steps(folder / "checkpoints")[-1]
@@ -105,7 +106,19 @@ def test_the_server_outlives_a_killed_and_a_crashed_training_process(live_server
         assert kept >= last + EVERY
         last = kept
 
+    def spoil(process: int) -> None:
+        """Its task is unreadable before it has got as far as reading it: an exception nobody expects."""
+        (folder / "run.json").write_text("junk")
+
+    failure = failure_after(live_server, folder, spoil)
+    assert "ended with code 1: json.decoder.JSONDecodeError: " in failure
+    assert "Traceback (most recent call last)" in failure
+    assert "Fatal Python error" not in failure, "the log of an earlier process"
+
+    outputs = live_server.client.run(training_prompt(live_server, last + 2), seconds=PATIENCE)
+    assert live_server.pictures(outputs)
     starts = [event["step"] for event in read_metrics(folder) if event["event"] == "started"]
-    assert len(starts) == 2
     assert starts[0] == 0
-    assert starts[1] >= EVERY, "the second one went on where the first had kept a checkpoint"
+    assert starts == sorted(starts)
+    assert (len(starts), starts[-1]) == (4, last)
+    assert read_metrics(folder)[-1]["event"] == "finished"

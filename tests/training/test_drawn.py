@@ -68,13 +68,15 @@ def test_some_samples_are_held_out(store) -> None:
 def test_an_easy_beginning_is_seen_first_and_in_order(tmp_path) -> None:
     easy = recipe_for(32, 32, seed=9, tasks=("recolour",))
     mixed = samples(easy=easy, easy_count=20)
-    store, first, later = DrawnStore(mixed), Synthesizer(easy), Synthesizer(mixed.config)
+    store, first, mixture = DrawnStore(mixed), Synthesizer(easy), Synthesizer(mixed.config)
     seen = [store.read(index).instruction for index in range(24)]
     store.close()
     assert seen[:20] == [first.sample(index).plan.instruction for index in range(20)]
-    assert seen[20:] == [later.sample(index).plan.instruction for index in range(20, 24)]
+    assert seen[20:] == [mixture.sample(index).plan.instruction for index in range(20, 24)]
     order = StepOrder(["same"] * 60, 1, 0, 8, 8, shuffled=not store.in_order)
     assert [index for step in range(8) for index in order.batch(step)] == [*range(60), *range(4)]
+    later = StepOrder(["same"] * 60, 1, 1, 8, 8, shuffled=not store.in_order, first=24)
+    assert later.batch(0) == order.batch(3), "a second stage goes on with the samples that follow"
     mixed.write(tmp_path / "recipe.json")
     assert read_drawn(tmp_path / "recipe.json") == mixed
     assert len({part.fingerprint() for part in (mixed, samples(), samples(easy=easy, easy_count=21))}) == 3

@@ -106,6 +106,7 @@ class Budget:
             plain,
             seed=plain.seed + 1000 * (seed + 1),
             steps=self.steps,
+            further_steps=0,
             batch_size=self.batch_size,
             warmup_steps=min(50, self.steps // 4),
             **EASY_SCENES,

@@ -22,6 +22,7 @@ ADJUSTABLE = {
     "steps": int,
     "batch_size": int,
     "learning_rate": float,
+    "further_steps": int,
     "distinct_samples": int,
     "lora_steps": int,
     "lora_batch_size": int,

@@ -75,6 +75,9 @@ class SmallRecipe:
     steps: int = 2_900
     batch_size: int = 64
     learning_rate: float = 3e-3
+    further_steps: int = 3_300
+    """A second stage on the samples that follow, again with warm-up and cosine."""
+    further_learning_rate: float = 2.5e-3
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
@@ -173,7 +176,7 @@ class SmallRecipe:
             task="all",
             base={"vlm": str(vlm)},
             options={"preset": "tiny", "train_vlm": True, "pixel_block": self.pixel_block, **changes},
-            stages=(self.stage(self.steps, self.learning_rate, self.batch_size),),
+            stages=self.base_stages(),
             adapter=None,
             optimizer=self.optimizer("muon", ema_decay=0.998),
             timesteps=TimestepConfig(kind="shifted", shift=6.0),
@@ -198,6 +201,12 @@ class SmallRecipe:
             adapter=AdapterConfig(rank=self.lora_rank, alpha=self.lora_rank),
             optimizer=self.optimizer("adamw", ema_decay=0.99),
         )
+
+    def base_stages(self) -> tuple[StageConfig, ...]:
+        """One stage, or two when `further_steps` are wanted."""
+        first = self.stage(self.steps, self.learning_rate, self.batch_size)
+        further = self.stage(max(1, self.further_steps), self.further_learning_rate, self.batch_size)
+        return (first, further) if self.further_steps else (first,)
 
     def stage(self, steps: int, rate: float, batch_size: int) -> StageConfig:
         """The one stage of a run."""

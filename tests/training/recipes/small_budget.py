@@ -32,6 +32,7 @@ TINY_NETWORK = (
 def tiny_recipe(**changes: Any) -> SmallRecipe:
     settings = {
         "steps": 2,
+        "further_steps": 0,
         "batch_size": 4,
         "distinct_samples": 60,
         "lora_steps": 2,

@@ -40,6 +40,20 @@ def test_twenty_steps_twice_give_equal_losses(tmp_path: Path) -> None:
     assert other.losses["small-base"][0] != runs[0][0]
 
 
+def test_a_second_stage_goes_on_with_the_samples_that_follow(tmp_path: Path) -> None:
+    def losses(name: str, **changes: int | float) -> list[float]:
+        trained = TrainHere()
+        small_run.train_base(tiny_recipe(**changes), tmp_path / name, "cpu", trained)
+        return trained.losses["small-base"]
+
+    still = {"learning_rate": 1e-9, "further_learning_rate": 1e-9}
+    whole = losses("whole", steps=6, **still)
+    assert losses("two", steps=4, further_steps=2, **still) == pytest.approx(whole, rel=1e-4)
+    assert min(abs(a - b) for a in whole for b in whole if a != b) > 1e-3 * whole[0], "other samples"
+    rates = tiny_recipe(steps=4, further_steps=2).base_run(tmp_path).stages
+    assert [(stage.steps, stage.learning_rate) for stage in rates] == [(4, 3e-3), (2, 2.5e-3)]
+
+
 def test_the_check_of_repeatability(tmp_path: Path) -> None:
     trained = TrainHere()
     last = check_repeat(tiny_recipe(steps=9), tmp_path, 4, "cpu", trained)
