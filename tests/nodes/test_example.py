@@ -50,5 +50,5 @@ def test_a_pack_without_pictures_offers_none_and_says_so(models_dir: Path) -> No
     from pack.nodes.example import ExamplePicture, example_names
 
     assert example_names() == []
-    with pytest.raises(FileNotFoundError, match=r"no example picture 'gone'; it has: none\. Choose one of them"):
+    with pytest.raises(FileNotFoundError, match=r"picture 'gone'; it has: none\. Choose one of them"):
         ExamplePicture.execute("gone")
