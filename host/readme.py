@@ -23,18 +23,20 @@ def filled_readme(nodes: dict[str, Any]) -> str:
 
 
 def workflows_section() -> str:
-    """Name, purpose and picture of each shipped workflow."""
-    return "\n\n".join(
-        f"**{path.stem}**: {purpose(path)}\n\n![{path.stem}](workflows/{path.stem}.jpg)"
+    """A table of the shipped workflows."""
+    rows = [
+        f"| [{path.stem}](workflows/{path.name}) | {purpose(path)} |"
         for path in sorted((ROOT / "workflows").glob("*.json"))
-    )
+    ]
+    return "\n".join(["| workflow | what it does |", "|---|---|", *rows])
 
 
 def purpose(path: Path) -> str:
     """The title of a workflow's note, in lower case at its start."""
     notes = [node for node in json.loads(path.read_text())["nodes"] if node["type"] in NOTES]
     title = notes[0]["widgets_values"][0].splitlines()[0].lstrip("# ").rstrip(".")
-    return title[0].lower() + title[1:] if title[1:2].islower() or title[1:2] == " " else title
+    first = title.split()[0]
+    return title[0].lower() + title[1:] if first == first.capitalize() else title
 
 
 def nodes_section(nodes: dict[str, Any]) -> str:

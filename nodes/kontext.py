@@ -21,7 +21,7 @@ class LoadKontext(io.ComfyNode):
         return node_schema(
             node_id="DreamOmniLoadKontext",
             display_name="Load Kontext",
-            category=f"{CATEGORY}/model",
+            category=f"{CATEGORY}/load",
             description="Loads FLUX.1 Kontext from models/diffusion_models: one file in BFL's or diffusers' "
             "layout, a folder of shards, fp8 or scaled fp8.",
             search_aliases=["UNETLoader", "flux kontext loader", "diffusers folder"],
@@ -57,7 +57,7 @@ class PositionEncoding(io.ComfyNode):
         return node_schema(
             node_id="DreamOmniPositionEncoding",
             display_name="Position Encoding",
-            category=f"{CATEGORY}/model",
+            category=f"{CATEGORY}/load",
             description="Tells the reference images apart for a Kontext MODEL from any loader. "
             "DreamOmni2 needs index+offset; with one reference all four are the same.",
             search_aliases=["FluxKontextMultiReferenceLatentMethod", "reference method", "index offset"],

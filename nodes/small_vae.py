@@ -40,7 +40,7 @@ def open_small_vae(folder: Path) -> Any:
     """ComfyUI's VAE around the small VAE in `folder`; raises when a part is missing."""
     if not (folder / LATENT).is_file():
         raise FileNotFoundError(
-            f"{folder} has no {LATENT}, so it is no small VAE; choose a folder that 'Train small VAE' made, "
+            f"{folder} has no {LATENT}, so it is no small VAE; choose a folder that 'Train Small VAE' made, "
             "with all of its files"
         )
     vae = open_vae(folder.parent, folder.name, read_latent(folder))
@@ -71,7 +71,7 @@ class TrainVAE(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="DreamOmniTrainVAE",
-            display_name="Train small VAE",
+            display_name="Train Small VAE",
             category=STAGE_CATEGORY,
             description="Trains a small VAE on the target pictures of a dataset, for DreamOmni networks. "
             "Connect the result to Train DreamOmni.",
@@ -153,9 +153,9 @@ class LoadVAE(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="DreamOmniLoadVAE",
-            display_name="Load small VAE",
+            display_name="Load Small VAE",
             category=f"{CATEGORY}/load",
-            description="Opens a small VAE that Train small VAE made. Stock VAEs are opened by Load VAE.",
+            description="Opens a small VAE that Train Small VAE made. Stock VAEs are opened by Load VAE.",
             search_aliases=["autoencoder", "vae loader"],
             inputs=[
                 node_input(

@@ -102,7 +102,7 @@ def run_outputs(name: str, label: str) -> list[Any]:
 
 def dataset_input() -> io.Input:
     """The samples."""
-    return node_input(Dataset, "dataset", tooltip="Samples: from Load Dataset or Sticker Dataset.")
+    return node_input(Dataset, "dataset", tooltip="Samples: from Load Dataset or Make Sticker Dataset.")
 
 
 def chosen_overrides(settings: dict[str, Any]) -> Overrides:

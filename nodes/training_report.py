@@ -41,7 +41,7 @@ class TrainingReport(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="DreamOmniTrainingReport",
-            display_name="Training report",
+            display_name="Training Report",
             category=f"{CATEGORY}/train",
             description="Draws a run from its diary on disk: loss, held-out loss, sample pictures, events.",
             search_aliases=["loss curve", "training samples"],

@@ -52,7 +52,7 @@ class TrainVLM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="DreamOmniTrainVLM",
-            display_name="Train prompt translator",
+            display_name="Train Prompt Translator",
             category=STAGE_CATEGORY,
             description="Teaches a Qwen-VL to answer instruction and pictures with one tagged prompt. The "
             "result is a folder of its own in models/vlm.",

@@ -59,7 +59,7 @@ class LoadVLM(io.ComfyNode):
                     options=list(PRECISIONS),
                     default="auto",
                     tooltip="auto: bf16 where the card computes in it, else bf16 weights computed in fp32. "
-                    "fp8, int8: half of that memory. nf4: a quarter, needs bitsandbytes. "
+                    "fp8, int8: a little more than half of that memory. nf4: under half, needs bitsandbytes. "
                     "fp16 usually overflows in these models and then stops with an error.",
                 ),
             ],
