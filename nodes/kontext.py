@@ -57,7 +57,7 @@ class PositionEncoding(io.ComfyNode):
         return node_schema(
             node_id="DreamOmniPositionEncoding",
             display_name="Position Encoding",
-            category=f"{CATEGORY}/load",
+            category=f"{CATEGORY}/model",
             description="Tells the reference images apart for a Kontext MODEL from any loader. "
             "DreamOmni2 needs index+offset; with one reference all four are the same.",
             search_aliases=["FluxKontextMultiReferenceLatentMethod", "reference method", "index offset"],

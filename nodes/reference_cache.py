@@ -18,7 +18,7 @@ from .schema import node_input, node_schema
 from .types import CATEGORY
 
 MODES = ("exact", "stock", "off")
-LORA_NOTE = "LoRA found: exact is meant for LoRAs trained with 'references for less'; others lose some likeness."
+LORA_NOTE = "LoRA found: exact is for LoRAs trained with 'references for less'; others lose likeness."
 STOCK_NOTE = "stock mode is an approximation; compare with off before you rely on it."
 
 
@@ -41,8 +41,9 @@ class ReferenceCache(io.ComfyNode):
                     io.Combo,
                     "mode",
                     options=list(MODES),
-                    tooltip="exact: for LoRAs of Train LoRA's preset 'references for less'; computed once for all steps, "
-                    "seeds and prompts. stock: an approximation for other weights. off: no cache.",
+                    tooltip="exact: for LoRAs of Train LoRA's preset 'references for less'; computed once "
+                    "for all steps, seeds and prompts. stock: an approximation for other weights. "
+                    "off: no cache.",
                 ),
                 node_input(
                     io.Combo,
