@@ -7,8 +7,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
-from pathlib import Path
 from typing import Any
 
 Prompt = dict[str, dict[str, Any]]
@@ -72,11 +70,6 @@ class Client:
             raise PromptError(failure)
         return entry["outputs"]
 
-    def is_idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
-        queue = self.get("/queue")
-        return not queue["queue_running"] and not queue["queue_pending"]
-
     def interrupt(self) -> None:
         """Stop what runs."""
         self.post("/interrupt", {})
@@ -88,16 +81,6 @@ class Client:
     def picture(self, entry: dict[str, str]) -> bytes:
         """The file behind an `images` entry of the outputs."""
         return self.request("/view?" + urllib.parse.urlencode(entry))
-
-    def upload(self, file: Path) -> None:
-        """Put a picture into the server's input folder under its own name."""
-        boundary = uuid.uuid4().hex
-        head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{file.name}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        body = head.encode() + file.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-        self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}")
 
 
 def describe_refusal(answer: str) -> str:
