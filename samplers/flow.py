@@ -17,22 +17,6 @@ def expand_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
     return values if values.numel() == 1 else values.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def add_noise(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """The point of the straight path between data and noise at sigma."""
-    share = expand_sigma(sigma, data)
-    return (1 - share) * data + share * noise
-
-
-def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
-    """What the network is trained to predict: noise - data, constant along the path."""
-    return noise - data
-
-
 def velocity_from_denoised(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
     """The velocity behind a denoised prediction; sigma must not be 0."""
     return (x - denoised) / expand_sigma(sigma, x)
-
-
-def denoised_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """The data that the velocity points at: x - sigma * velocity."""
-    return x - expand_sigma(sigma, x) * velocity
