@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 
@@ -52,6 +53,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def require_free_port(port: int) -> None:
+    """Raise SetupError if somebody listens on the port: it would answer in the place of what is started."""
+    if not 0 < port < 65536:
+        raise SetupError(f"there is no port {port}; choose one from 1 to 65535 with --port")
+    with socket.socket() as caller:
+        caller.settimeout(1)
+        taken = caller.connect_ex(("127.0.0.1", port)) == 0
+    try:
+        with socket.socket() as probe:
+            if os.name == "posix":
+                # Else what was closed a moment ago still counts; on Windows it would share with a listener.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        taken = True
+    if taken:
+        raise SetupError(f"port {port} is in use, maybe by another ComfyUI; choose another with --port")
+
+
 class Server:
     """ComfyUI as a process of its own, with `base` as its base directory. Use it in a `with` statement."""
 
@@ -77,10 +97,15 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Start the process and wait for its answer; SetupError shows the end of the log if none comes."""
+        """Start the process and wait for its answer.
+
+        SetupError if the port is in use, or with the end of the log if no answer comes.
+        """
+        port = self.url.rsplit(":", 1)[1]
+        require_free_port(int(port))
         prepare_base(self.base)
         command = [environment_program("python"), "-s", comfyui_dir() / "main.py", "--listen", "127.0.0.1"]
-        command += ["--port", self.url.rsplit(":", 1)[1], "--base-directory", str(self.base)]
+        command += ["--port", port, "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -106,7 +131,7 @@ class Server:
         while time.monotonic() < end and process.poll() is None:
             try:
                 self.client.get("/system_stats")
-            except (urllib.error.URLError, ConnectionError):
+            except (OSError, HTTPException, ValueError):  # nobody yet, or something that is no ComfyUI
                 time.sleep(0.2)
             else:
                 return True
