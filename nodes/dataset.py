@@ -6,10 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from comfy_api.latest import io, ui
 
@@ -20,6 +17,7 @@ from ..training.synthesis.generate import Job, generate
 from ..training.synthesis.samples import Sample, Synthesizer
 from ..training.synthesis.writers import FORMATS
 from .dataset_folders import dataset_names, find_dataset, folder_state, input_folder, new_dataset_folder
+from .pictures import image_of
 from .progress import progress_reporter
 from .schema import node_input, node_schema
 from .types import CATEGORY, Dataset
@@ -246,11 +244,6 @@ def sheet_row(number: int, sample: EditSample) -> SheetRow:
     )
 
 
-def as_image(picture: Image.Image) -> Tensor:
-    """(1, height, width, 3) float 0..1."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)[None]
-
-
 class DatasetPreview(io.ComfyNode):
     """Shows samples of a dataset as a contact sheet."""
 
@@ -294,7 +287,7 @@ class DatasetPreview(io.ComfyNode):
             rows.append(sheet_row(number, sample))
             lines.append(f"{number}\t{sample.task}\t{sample.instruction}")
             report(len(rows), None)
-        sheet = as_image(contact_sheet(rows))
+        sheet = image_of(contact_sheet(rows))
         return io.NodeOutput(sheet, "\n".join(lines), ui=ui.PreviewImage(sheet, cls=cls))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from comfy_api.latest import io, ui
 
 from ..model_loaders import paths
+from .pictures import image_of
 from .schema import node_input, node_schema
 from .types import CATEGORY
 
@@ -36,8 +35,7 @@ def read_example(name: str) -> Tensor:
             "Choose one of them, or load a file of your own with Load Image."
         )
     with Image.open(pictures_folder() / f"{name}.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
-    return torch.from_numpy(pixels)[None]
+        return image_of(picture)
 
 
 def enlarged(picture: Tensor) -> Tensor:
