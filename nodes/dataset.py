@@ -16,7 +16,8 @@ from ..training.synthesis.config import MIN_SIDE, TASK_GROUPS, recipe_for, tasks
 from ..training.synthesis.generate import Job, generate
 from ..training.synthesis.samples import Sample, Synthesizer
 from ..training.synthesis.writers import FORMATS
-from .dataset_folders import dataset_names, find_dataset, folder_state, input_folder, new_dataset_folder
+from .dataset_folders import dataset_names, find_dataset, input_folder, new_dataset_folder
+from .fingerprints import dataset_state, folder_state
 from .pictures import image_of
 from .progress import progress_reporter
 from .schema import node_input, node_schema
@@ -221,8 +222,8 @@ class LoadDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        return folder_state(find_dataset(name))
+    def fingerprint_inputs(cls, name: str | None) -> str:
+        return dataset_state(name)
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -19,17 +18,24 @@ def dataset_roots() -> list[Path]:
     return [Path(root) / PLACE for root in roots]
 
 
+def datasets() -> dict[str, Path]:
+    """Name -> folder or JSONL file of everything that can be opened; hidden ones are left out."""
+    return {
+        entry.name: entry
+        for root in reversed(dataset_roots())
+        if root.is_dir()
+        for entry in root.iterdir()
+        if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix == ".jsonl")
+    }
+
+
 def dataset_names() -> list[str]:
     """Names of all dataset folders and JSONL files, sorted."""
-    names = set()
-    for root in dataset_roots():
-        if root.is_dir():
-            names |= {entry.name for entry in root.iterdir() if entry.is_dir() or entry.suffix == ".jsonl"}
-    return sorted(names)
+    return sorted(datasets())
 
 
 def checked_name(name: str) -> str:
-    """The name, if it is one folder's name; raises ValueError otherwise."""
+    """The name of a new dataset, if it is one folder's name; raises ValueError otherwise."""
     clean = name.strip()
     if not NAME.fullmatch(clean) or clean.endswith("."):
         raise ValueError(
@@ -45,13 +51,13 @@ def new_dataset_folder(name: str) -> Path:
 
 
 def find_dataset(name: str) -> Path:
-    """The folder (or JSONL file) of a dataset; raises FileNotFoundError naming what there is."""
-    for root in dataset_roots():
-        if (root / checked_name(name)).exists():
-            return root / checked_name(name)
+    """The folder (or JSONL file) of one of `dataset_names`; raises FileNotFoundError naming what there is."""
+    known = datasets()
+    if name in known:
+        return known[name]
     places = " or ".join(str(root) for root in dataset_roots())
     raise FileNotFoundError(
-        f"there is no dataset {name!r} in {places}; found: {', '.join(dataset_names()) or 'none'}. "
+        f"there is no dataset {name!r} in {places}; found: {', '.join(sorted(known)) or 'none'}. "
         "Put its folder there and press R to refresh."
     )
 
@@ -76,15 +82,3 @@ def input_folder(name: str, what: str) -> str | None:
             f"{what}: there is no folder {path}; folders in {base}: {', '.join(there) or 'none'}."
         )
     return path
-
-
-def folder_state(path: Path) -> str:
-    """A hash that changes with any file in a dataset's folder or one folder below it."""
-    digest = hashlib.sha256()
-    entries = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    for entry in entries:
-        inner = sorted(entry.iterdir()) if entry.is_dir() else [entry]
-        for file in inner:
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..dit.references import ReferenceSet, Task
 from ..model_loaders.lora import apply_lora, lora_names
+from .fingerprints import lora_state
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY, References
@@ -49,6 +50,12 @@ class TaskLoRA(io.ComfyNode):
             outputs=[io.Model.Output("model_out", display_name="model")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, edit_lora: str | None = None, generate_lora: str | None = None, **_: object
+    ) -> str:
+        return lora_state(edit_lora) + lora_state(generate_lora)
 
     @classmethod
     def execute(

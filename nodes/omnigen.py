@@ -13,6 +13,7 @@ from ..model_loaders.omnigen import WEIGHT_DTYPES, load_omnigen
 from ..model_loaders.omnigen_encode import EncodeRequest, OutputSize, PromptStyle, encode_request
 from ..model_loaders.omnigen_processor import OmniGenProcessor
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from .fingerprints import model_folder_state
 from .schema import node_input, node_schema
 from .types import CATEGORY, Processor, References
 
@@ -57,6 +58,10 @@ class LoadOmniGen(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str | None = None, **_: object) -> str:
+        return model_folder_state("omnigen", model_name)
 
     @classmethod
     def execute(

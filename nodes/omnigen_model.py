@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..model_loaders.guidance_interval import limit_guidance
 from ..model_loaders.lora import FOLDER, apply_lora
 from ..model_loaders.weight_files import safetensors_names
+from .fingerprints import lora_state
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY
@@ -48,6 +49,10 @@ class OmniGenLoRA(io.ComfyNode):
             outputs=[io.Model.Output("model_out", display_name="model")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: object) -> str:
+        return lora_state(lora_name)
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, strength: float) -> io.NodeOutput:

@@ -13,6 +13,7 @@ from ..model_loaders.paths import model_folder, model_folder_names, register_fol
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import LATENT, read_latent
 from ..training.presets import vae_run
+from .fingerprints import model_folder_state
 from .schema import node_input, node_schema
 from .training_inputs import (
     STAGE_CATEGORY,
@@ -169,6 +170,10 @@ class LoadVAE(io.ComfyNode):
                 io.Vae.Output("vae", display_name="vae", tooltip="For Train DreamOmni, encode, decode.")
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name: str | None = None, **_: object) -> str:
+        return model_folder_state(FOLDER, vae_name)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:

@@ -19,6 +19,7 @@ from ..vlm.chat import TEMPLATES
 from ..vlm.generate import Reply, TokenStream
 from ..vlm.reply import parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS, ReplyCache, RewriteRequest, ask
+from .fingerprints import model_folder_state
 from .notes import show_live_text, show_note
 from .progress import progress_reporter
 from .schema import node_input, node_schema
@@ -65,6 +66,10 @@ class LoadVLM(io.ComfyNode):
             ],
             outputs=[Vlm.Output("vlm", display_name="vlm", tooltip="The model, for the VLM nodes.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, vlm_name: str | None = None, **_: object) -> str:
+        return model_folder_state("vlm", vlm_name)
 
     @classmethod
     def execute(cls, vlm_name: str, precision: str) -> io.NodeOutput:

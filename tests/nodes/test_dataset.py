@@ -138,6 +138,26 @@ def test_a_dataset_of_ones_own_is_checked_when_it_is_opened(folders: Path) -> No
     assert LoadDataset.fingerprint_inputs("own") != before
 
 
+def test_every_dataset_that_is_offered_is_opened(folders: Path) -> None:
+    from pack.nodes.dataset import LoadDataset
+
+    names = ["a+b", "cats (1)", "own.jsonl", "tom's", "猫" * 40]
+    for root in ("output", "input"):
+        place = folders / root / "dreamomni" / "datasets"
+        for name in (*names, ".ipynb_checkpoints"):
+            folder = place if name == "own.jsonl" else place / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(folder / "a.png")
+            line = {"target": "a.png", "instruction": f"{name} in {root}"}
+            (folder / "own.jsonl").write_text(json.dumps(line))
+    assert LoadDataset.GET_SCHEMA().inputs[0].options == names
+    for name in names:
+        assert LoadDataset.execute(name).args[0][0].instruction == f"{name} in output"
+    for other in (".ipynb_checkpoints", "a.png", "../datasets/a+b", "", str(folders)):
+        with pytest.raises(FileNotFoundError, match=r"there is no dataset .* found: a\+b, cats"):
+            LoadDataset.execute(other)
+
+
 def test_a_first_sample_beyond_the_end(folders: Path) -> None:
     with pytest.raises(ValueError, match=r"first is 6, but the dataset has the samples 0 to 5"):
         preview(make(), 6)

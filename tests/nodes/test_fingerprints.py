@@ -1,0 +1,88 @@
+"""Files that change under the same name are read again, as after a training run that goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+WEIGHTS, NAME = "weights.safetensors", "mine"
+FOLDER_NODES = {
+    "LoadDreamOmni": ("model_name", "dreamomni"),
+    "LoadVAE": ("vae_name", "dreamomni_vae"),
+    "LoadVLM": ("vlm_name", "vlm"),
+    "LoadOmniGen": ("model_name", "omnigen"),
+}
+LORA_NODES = {"TaskLoRA": ("edit_lora", "generate_lora"), "OmniGenLoRA": ("lora_name",)}
+
+
+def write(file: Path, size: int = 3, time: int = 10**18) -> None:
+    """A file of a size in bytes, last written at a time in nanoseconds."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"0" * size)
+    os.utime(file, ns=(time, time))
+
+
+def fingerprint(node: str, **inputs: object) -> str:
+    """What the node's class says of its inputs before it runs."""
+    from pack import nodes
+
+    (found,) = [kind for kind in nodes.NODES if kind.__name__ == node]
+    return found.fingerprint_inputs(**inputs)
+
+
+def check_changes(state: Callable[[], str], file: Path) -> None:
+    """The state follows size and time of a file and nothing else."""
+    write(file)
+    first = state()
+    assert state() == first
+    write(file, size=4)
+    assert state() != first
+    write(file, time=10**18 + 10**9)
+    assert state() != first
+    write(file)
+    assert state() == first
+
+
+@pytest.mark.parametrize("part", [WEIGHTS, f"vlm/{WEIGHTS}", "config.json"])
+@pytest.mark.parametrize("node", FOLDER_NODES)
+def test_a_model_folder_that_changed(models_dir: Path, node: str, part: str) -> None:
+    name, kind = FOLDER_NODES[node]
+    write(models_dir / kind / NAME / "model.safetensors")
+    check_changes(
+        lambda: fingerprint(node, **{name: NAME, "weight_dtype": "default"}), models_dir / kind / NAME / part
+    )
+
+
+@pytest.mark.parametrize(("node", "name"), [(n, name) for n, names in LORA_NODES.items() for name in names])
+def test_a_lora_that_changed(models_dir: Path, node: str, name: str) -> None:
+    def state() -> str:
+        chosen = dict.fromkeys(LORA_NODES[node], "none") | {name: "run/adapter_model.safetensors"}
+        return fingerprint(node, model=None, references=None, strength=1.0, **chosen)
+
+    write(models_dir / "loras" / "run" / "adapter_model.safetensors")
+    check_changes(state, models_dir / "loras" / "run" / "adapter_model.safetensors")
+    check_changes(state, models_dir / "loras" / "run" / "adapter_config.json")
+
+
+@pytest.mark.parametrize("chosen", [None, "", "gone", "../gone"])
+def test_what_is_linked_or_missing_has_a_state_too(models_dir: Path, chosen: str | None) -> None:
+    for node, (name, _) in FOLDER_NODES.items():
+        assert fingerprint(node, **{name: chosen}) == ""
+    for node, names in LORA_NODES.items():
+        assert fingerprint(node, model=None, **dict.fromkeys(names, chosen)) == ""
+    assert fingerprint("LoadDataset", name=chosen) == ""
+
+
+def test_a_broken_link_in_a_folder_is_left_out(models_dir: Path) -> None:
+    from pack.nodes.fingerprints import folder_state
+
+    write(models_dir / "vlm" / NAME / WEIGHTS)
+    before = folder_state(models_dir / "vlm" / NAME)
+    (models_dir / "vlm" / NAME / "z").symlink_to(models_dir / "gone")
+    assert folder_state(models_dir / "vlm" / NAME) == before
+    assert folder_state(models_dir / "gone") == folder_state(models_dir / "neither")
