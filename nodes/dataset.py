@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -180,7 +181,7 @@ class StickerDataset(io.ComfyNode):
         format: str = "shards",
         processes: int = 0,
     ) -> io.NodeOutput:
-        config = recipe_for(
+        drawn = recipe_for(
             size,
             size,
             seed,
@@ -188,6 +189,8 @@ class StickerDataset(io.ComfyNode):
             input_folder(stickers_folder, "stickers_folder"),
             input_folder(backgrounds_folder, "backgrounds_folder"),
         )
+        # Some scenes are kept for judging (`dev.py evaluate`); nothing is trained on those.
+        config = dataclasses.replace(drawn, split="train")
         folder = new_dataset_folder(name)
         job = Job(folder=folder, config=config, count=count, format=format, part_size=part_size(size))
         generate(job, processes or min(os.cpu_count() or 1, 8), dataset_reporter(job))

@@ -154,17 +154,24 @@ class TextPrompts:
 
 
 class RewrittenPrompts:
-    """An encoder that sees what the translator makes of instruction and pictures, as inference does."""
+    """An encoder that sees what the translator makes of instruction and pictures, as inference does.
 
-    def __init__(self, inner: PromptEncoder, vlm: Any, task: str) -> None:
-        self.inner, self.vlm, self.task = inner, vlm, task
-        self.identity = content_key("rewritten", vlm.identity, task, inner.identity)
+    `mode` is the words' kind of task, edit or generate.
+    """
+
+    def __init__(self, inner: PromptEncoder, vlm: Any, mode: str = "edit") -> None:
+        self.inner, self.vlm, self.mode = inner, vlm, mode
+        self.identity = content_key("rewritten", vlm.identity, mode, inner.identity)
+
+    def for_mode(self, mode: str) -> RewrittenPrompts:
+        """The same for samples of another kind."""
+        return self if mode == self.mode else RewrittenPrompts(self.inner, self.vlm, mode)
 
     def __call__(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Encode the rewritten prompt; without pictures or words (dropout) the prompt stays."""
         if not prompt.strip() or not images:
             return self.inner(prompt, [])
-        request = rewrite_request(prompt, self.task)
+        request = rewrite_request(prompt, self.mode)
         reply = self.vlm.generate_text(
             request, list(images), DEFAULT_MAX_NEW_TOKENS, lambda stream: check_cancelled()
         )

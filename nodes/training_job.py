@@ -26,7 +26,7 @@ def make_job(
     prompts = prompt_encoder(plan, clip, vlm, processor)
     rewrites = vlm is not None and plan.prompt_encoding == "clip"
     if rewrites:
-        prompts = RewrittenPrompts(prompts, vlm, "generate" if config.task == "generate" else "edit")
+        prompts = RewrittenPrompts(prompts, vlm)
     return Job(
         config=config,
         dataset=dataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,11 +28,14 @@ from ..training.doctor import examine
 from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_dataset
 from ..training.families import load_family
 from ..training.files import write_json
-from ..training.launch import laddered, run_with_ladder
+from ..training.ladder import laddered
+from ..training.launch import run_with_ladder
 from ..training.optimizers import require_packages
 from ..training.run_file import RunFile, run_lock
 from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
 from .progress import check_cancelled, progress_reporter
+
+log = logging.getLogger("dreamomni")
 
 RUNS, CACHE = ("dreamomni", "training"), ("dreamomni", "training-cache")
 CONTINUE, FRESH = "continue if it exists", "new run only"
@@ -85,7 +89,8 @@ def check_resume(config: RunConfig, folder: Path) -> None:
     """Raise ValueError, listing changed settings, unless the run in `folder` can go on with `config`."""
     state, _ = load_newest(folder / CHECKPOINTS)
     if state is not None:
-        require_resumable(from_json(RunConfig, state.data["config"]), laddered(config, folder))
+        old = laddered(from_json(RunConfig, state.data["config"]), folder)
+        require_resumable(old, laddered(config, folder))
 
 
 def base_role(family: str) -> str:
@@ -101,8 +106,8 @@ def base_parts(config: RunConfig) -> dict[str, tuple[Path, ...]]:
 
 
 def base_hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the base's weights, so that a LoRA names what it was trained on."""
-    return {role: files_sha256(files) for role, files in base_parts(config).items() if files}
+    """SHA-256 of the base's weights, so that a LoRA names what it was trained on; stops at a cancel."""
+    return {role: files_sha256(files, check_cancelled) for role, files in base_parts(config).items() if files}
 
 
 @dataclass(kw_only=True)
@@ -143,8 +148,7 @@ class Job:
                 encode_prompt=self.encode_prompt,
             )
             encode_dataset(work, self.dataset, self.place.manifest(resolution), encoding_report(self.dataset))
-        comfy.model_management.unload_all_models()
-        comfy.model_management.soft_empty_cache()
+        free_encoders()
 
     def check(self) -> None:
         """Raise what can be known before any work: folder in use, no device, changed settings, no samples."""
@@ -172,6 +176,12 @@ class Job:
         return TrainingRun(self.folder)
 
 
+def free_encoders() -> None:
+    """Give the card to the training process: ComfyUI's models go to host memory, its kept blocks back."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
 class Listener:
     """Turns what the worker says into the node's progress bar, with a picture whenever one was drawn."""
 
@@ -185,8 +195,11 @@ class Listener:
         if event is None:
             return
         picture = None
+        if event["event"] == "plan":
+            log.info("%s: %s", self.job.config.name, event["text"])
         if event["event"] == "samples":
             picture = decode_samples(self.job, event["step"])
+            free_encoders()
         if event["event"] == "exported" and self.job.config.adapter is not None:
             require_loadable(self.job.config, Path(event["files"][0]))
         if event["event"] in ("step", "samples", "started"):

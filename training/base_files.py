@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,9 @@ def weights_of(path: Path) -> tuple[Path, ...]:
     return (path,) if path.is_file() else ()
 
 
-def files_sha256(files: Sequence[Path]) -> str:
-    """SHA-256 of an only file, or of the digests of several in order."""
-    digests = [file_sha256(file) for file in files]
+def files_sha256(files: Sequence[Path], between: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of an only file, or of the digests of several in order; `between` chunks it may raise."""
+    digests = [file_sha256(file, between) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

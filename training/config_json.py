@@ -84,12 +84,13 @@ def is_harmless(name: str) -> bool:
 
 
 def changed_settings(old: RunConfig, new: RunConfig) -> tuple[list[str], list[str]]:
-    """(harmless, refused) changes from `old` to `new`, each as `name: old -> new`."""
+    """(harmless, refused) changes from `old` to `new`, as `name: old -> new`; further stages are harmless."""
     before, after = flattened(to_json(old)), flattened(to_json(new))
     harmless, refused = [], []
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) == after.get(name):
             continue
         line = f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        (harmless if is_harmless(name) else refused).append(line)
+        is_added = name.startswith("stages.") and int(name.split(".")[1]) >= len(old.stages)
+        (harmless if is_harmless(name) or is_added else refused).append(line)
     return harmless, refused

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .answers import lesson
-from .cache import TensorCache, picture_key, prompt_key
+from .cache import TensorCache, content_key, picture_key, prompt_key
 from .config import RunConfig
 from .dataset import EditDataset, EditSample
 from .families.base import PROMPT_VARIANTS, EncodePlan
@@ -41,6 +41,13 @@ class PromptEncoder(Protocol):
     def __call__(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]: ...
 
 
+@runtime_checkable
+class ModalPromptEncoder(PromptEncoder, Protocol):
+    """A prompt encoder that reads the words of edit and generate samples differently."""
+
+    def for_mode(self, mode: str) -> PromptEncoder: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleEntry:
     """Where a sample's encoded parts lie in the cache; one JSON line of a manifest."""
@@ -54,6 +61,10 @@ class SampleEntry:
     """Variant (full, no_caption, ...) -> key."""
     shapes: list[list[int]]
     """Shape of the target, then of each reference."""
+    origin: str = ""
+    """Hash of the target as the dataset has it: the same at every resolution and with every encoder."""
+    content: str = ""
+    """Hash of all pictures and words as the dataset has them."""
     mask: str | None = None
     has_source: bool = False
     reference_pixels: list[str] = field(default_factory=list)
@@ -133,12 +144,15 @@ class Encoding:
             self.cache.write(key, {"latent": make(image)})
         return key
 
-    def prompt(self, text: str, images: Sequence[Image.Image]) -> str:
+    def prompt(self, text: str, images: Sequence[Image.Image], mode: str) -> str:
         """Key of an encoded prompt; pictures count only where the encoder sees them."""
         seen = list(images) if self.plan.prompt_sees_images else []
-        key = prompt_key(text, [picture_key(image, "seen") for image in seen], self.encode_prompt.identity)
+        encode = self.encode_prompt
+        if isinstance(encode, ModalPromptEncoder):
+            encode = encode.for_mode(mode)
+        key = prompt_key(text, [picture_key(image, "seen") for image in seen], encode.identity)
         if key not in self.cache:
-            self.cache.write(key, self.encode_prompt(text, seen))
+            self.cache.write(key, encode(text, seen))
         return key
 
     def sizes(self, sample: EditSample) -> tuple[tuple[int, int], list[tuple[int, int]]]:
@@ -160,7 +174,8 @@ class Encoding:
         target, shape = self.picture(resized(sample.target, target_size))
         encoded = [self.picture(picture) for picture in references]
         is_lesson = self.plan.prompt_encoding == "answers"
-        words = lesson(sample) if is_lesson else sample.tagged_instruction or sample.instruction
+        tagged = sample.tagged_instruction if self.plan.prompt_encoding == "processor" else None
+        words = lesson(sample) if is_lesson else tagged or sample.instruction
         texts = {
             "full": (words, references),
             "no_caption": (self.plan.dropped_caption, references),
@@ -169,14 +184,19 @@ class Encoding:
         }
         mask = self.stored(resized(sample.mask, target_size), "mask", mask_of) if sample.mask else None
         keep = references if self.plan.keep_pixels else []
+        origin, *others = [picture_key(picture, "origin") for picture in (sample.target, *pictures)]
         return SampleEntry(
             id=sample.id,
             task=sample.task,
             instruction=sample.instruction,
             target=target,
             references=[key for key, _ in encoded],
-            prompts={variant: self.prompt(*texts[variant]) for variant in used_variants(self.config)},
+            prompts={
+                variant: self.prompt(*texts[variant], sample.mode) for variant in used_variants(self.config)
+            },
             shapes=[shape, *(size for _, size in encoded)],
+            origin=origin,
+            content=content_key(sample.task, words, origin, *others),
             mask=mask,
             has_source=sample.source is not None,
             reference_pixels=[self.stored(picture, "pixels", pixels_of) for picture in keep],

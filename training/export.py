@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def export(session: Session, folder: Path, name: str, base_hashes: Mapping[str, 
         path = folder / f"{name}.safetensors"
         write_tensors(path, tensors, metadata)
         return [path]
+
+
+def remove_export(folder: Path, name: str) -> None:
+    """Remove what `export` wrote under a name, if anything."""
+    (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def exported_lora(session: Session, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,7 +44,10 @@ def write_tensors(
     partial = temporary_beside(path)
     try:
         plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(plain, partial, metadata=dict(metadata or {}))
+        try:
+            save_file(plain, partial, metadata=dict(metadata or {}))
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{path.name} could not be written: {error}") from error
         flush_to_disk(partial)
         os.replace(partial, path)
     finally:
@@ -66,12 +70,13 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+def file_sha256(path: Path, between: Callable[[], None] = lambda: None) -> str:
+    """Hex digest of a file's bytes; `between` is called between chunks and may raise."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            between()
     return digest.hexdigest()
 
 

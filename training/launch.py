@@ -17,17 +17,16 @@ from typing import IO, Any
 
 from .checkpoint import checkpoint_steps
 from .config import RunConfig
-from .files import write_json
+from .ladder import laddered, remember_rung
 from .memory import next_rung
 from .process import EXIT_OUT_OF_MEMORY
-from .run_file import CANCEL, HEARTBEAT, LOG, RunFile
+from .run_file import CANCEL, HEARTBEAT, LOG, MEMORY_RAN_OUT, RunFile
 from .trainer import CHECKPOINTS
 
 WORKER = Path(__file__).with_name("worker.py")
 IDLE_SECONDS = 0.5
 CANCEL_SECONDS = 120.0
 BEAT_SECONDS = 5.0
-LADDER = "ladder.json"
 MAX_RESTARTS = 3
 TAIL_CHARACTERS = 5000
 STOPPED_ITSELF = (
@@ -70,7 +69,8 @@ class Worker:
 
     def __enter__(self) -> Worker:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CANCEL).unlink(missing_ok=True)
+        for mark in (CANCEL, MEMORY_RAN_OUT):
+            (self.folder / mark).unlink(missing_ok=True)
         self.beat()
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(f"{LOG_START}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -231,7 +231,9 @@ def run_with_ladder(
         code = start(dataclasses.replace(run, config=config), folder, listen, processes)
         if code == 0 and not spoken:
             return config
-        rung = next_rung(config) if code == EXIT_OUT_OF_MEMORY and attempt < MAX_RESTARTS else None
+        # A launcher of several processes has an exit code of its own; any of them may have run out.
+        ran_out = code == EXIT_OUT_OF_MEMORY or (folder / MEMORY_RAN_OUT).is_file()
+        rung = next_rung(config) if ran_out and attempt < MAX_RESTARTS else None
         if rung is None:
             words = spoken[-1] if spoken else crash_words(code, folder)
             raise TrainingError(f"{words}\n\nEnd of {folder / LOG}:\n{log_tail(folder)}")
@@ -239,42 +241,3 @@ def run_with_ladder(
         remember_rung(folder, config, gave_up)
         heard({"event": "ladder", "step": 0, "restart": attempt + 1, "message": f"out of memory: {gave_up}"})
     raise AssertionError("the loop returns or raises")
-
-
-def remember_rung(folder: Path, config: RunConfig, gave_up: str) -> None:
-    """Keep what was given up, so that a continued run starts there."""
-    path = folder / LADDER
-    rungs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    rungs.append({"gave_up": gave_up, "changes": ladder_settings(config)})
-    write_json(path, rungs)
-
-
-def ladder_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that the ladder may change."""
-    return {
-        "gradient_checkpointing": config.memory.gradient_checkpointing,
-        "offload_activations": config.memory.offload_activations,
-        "stream_base": config.memory.stream_base,
-        "reference_resolution": config.reference_resolution,
-        "resolutions": [stage.resolution for stage in config.stages],
-    }
-
-
-def laddered(config: RunConfig, folder: Path) -> RunConfig:
-    """The user's config with what this run had to give up before."""
-    path = folder / LADDER
-    if not path.is_file():
-        return config
-    last = json.loads(path.read_text(encoding="utf-8"))[-1]["changes"]
-    if len(last["resolutions"]) != len(config.stages):
-        return config
-    switches = ("gradient_checkpointing", "offload_activations", "stream_base")
-    return dataclasses.replace(
-        config,
-        memory=dataclasses.replace(config.memory, **{name: last[name] for name in switches}),
-        reference_resolution=last["reference_resolution"],
-        stages=tuple(
-            dataclasses.replace(stage, resolution=resolution)
-            for stage, resolution in zip(config.stages, last["resolutions"], strict=True)
-        ),
-    )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .config import MemoryConfig, RunConfig
+from .config import RunConfig
 from .session import Session
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.56}
@@ -153,8 +153,3 @@ def next_rung(config: RunConfig) -> tuple[RunConfig, str] | None:
 def unstreamable(config: RunConfig) -> bool:
     """Whether the base cannot be streamed: it is trained itself, or held by bitsandbytes."""
     return config.adapter is None or config.memory.precision == "nf4"
-
-
-def memory_of(config: RunConfig, **changes: bool | str) -> MemoryConfig:
-    """The run's memory settings with some changed."""
-    return dataclasses.replace(config.memory, **changes)

@@ -103,7 +103,9 @@ def lora_run(
         adapter = dataclasses.replace(adapter, rank=chosen.rank, alpha=chosen.rank)
     memory = start.memory
     if chosen.precision:
-        memory = dataclasses.replace(memory, precision=chosen.precision)
+        # bitsandbytes keeps its weights on the card.
+        stream = memory.stream_base and chosen.precision != "nf4"
+        memory = dataclasses.replace(memory, precision=chosen.precision, stream_base=stream)
     dropout = ObjectiveConfig(condition_dropout=0.1) if family == "omnigen" else ObjectiveConfig()
     return RunConfig(
         name=name,

@@ -17,7 +17,7 @@ import torch
 from .families import load_family
 from .memory import largest_sample_tokens, measured_plan
 from .metrics import MetricsFile, finite_numbers
-from .run_file import CANCEL, HEARTBEAT, RunFile, read_run_file, run_lock
+from .run_file import CANCEL, HEARTBEAT, MEMORY_RAN_OUT, RunFile, read_run_file, run_lock
 from .session import Session
 from .team import Team
 from .trainer import DivergedError, RunFolder, Trainer
@@ -88,23 +88,32 @@ def cancel_watch(folder: Path, watch_parent: bool) -> Callable[[], bool]:
 
 def train(folder: Path, run: RunFile, team: Team, talk: Talk) -> int:
     """Load the network and train; the exit code."""
-    device = chosen_device(run.device, team.rank)
-    session = Session(run.config, load_family(run.config.family), device)
     place = RunFolder(folder=folder, cache=Path(run.cache))
-    samples = place.open_samples(run.config.stages[-1].resolution)
-    samples.close()
-    plan = measured_plan(session, largest_sample_tokens(samples.distinct_shapes(), TEXT_TOKENS))
-    talk({"event": "plan", "step": 0, "text": plan})
-    trainer = Trainer(session, place, team, talk, cancel_watch(folder, run.watch_parent), run.base_hashes)
+    session = None
     try:
-        trainer.run()
+        session = Session(run.config, load_family(run.config.family), chosen_device(run.device, team.rank))
+        talk({"event": "plan", "step": 0, "text": memory_plan(session, place)})
+        cancelled = cancel_watch(folder, run.watch_parent)
+        Trainer(session, place, team, talk, cancelled, run.base_hashes).run()
     except torch.OutOfMemoryError as error:
-        talk({"event": "out_of_memory", "step": session.step, "message": str(error)[:500]})
+        step = session.step if session is not None else 0
+        (folder / MEMORY_RAN_OUT).touch()
+        talk({"event": "out_of_memory", "step": step, "message": str(error)[:500]})
         return EXIT_OUT_OF_MEMORY
     except DivergedError as error:
-        talk({"event": "error", "step": session.step, "message": str(error)})
+        talk({"event": "error", "step": session.step if session is not None else 0, "message": str(error)})
         return EXIT_DIVERGED
     return 0
+
+
+def memory_plan(session: Session, place: RunFolder) -> str:
+    """The plan for the largest sample of any stage, in words."""
+    tokens = 0
+    for resolution in {stage.resolution for stage in session.config.stages}:
+        samples = place.open_samples(resolution)
+        samples.close()
+        tokens = max(tokens, largest_sample_tokens(samples.distinct_shapes(), TEXT_TOKENS))
+    return measured_plan(session, tokens)
 
 
 def main(folder: Path) -> int:

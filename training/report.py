@@ -131,6 +131,8 @@ def run_summary(folder: Path) -> str:
         if event.get("event") in spoken:
             words = event.get("message") or event.get("reason", "")
             lines.append(f"step {event.get('step', 0)}, {event['event'].replace('_', ' ')}: {words}")
+    plans = [event["text"] for event in events if event.get("event") == "plan"]
+    lines += plans[-1:]
     ending = events[-1]["event"] if events else "not started"
     lines.append(f"last event: {ending.replace('_', ' ')}")
     return "\n".join(lines)

@@ -13,6 +13,8 @@ from .config_json import from_json, to_json
 from .files import write_json
 
 RUN, CANCEL, HEARTBEAT, LOG, LOCK = "run.json", "cancel", "heartbeat", "worker.log", "lock"
+MEMORY_RAN_OUT = "memory-ran-out"
+"""A file in the run folder that says so for whichever process of the run it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

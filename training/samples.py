@@ -20,7 +20,7 @@ KEPT_BYTES = 1 << 30
 
 
 def split_held_out(entries: Sequence[SampleEntry], config: ValidationConfig) -> tuple[list[int], list[int]]:
-    """(training, held-out) indices; held out by hash of the target, so that equal targets stay together.
+    """(training, held-out) indices; held out by hash of the target: equal ones together, at every resolution.
 
     Nothing is held out when the share would be smaller than `smallest_split`.
     """
@@ -29,7 +29,8 @@ def split_held_out(entries: Sequence[SampleEntry], config: ValidationConfig) -> 
         return list(range(len(entries))), []
     groups: dict[str, list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
-        groups[hashlib.sha256(f"held out {entry.target}".encode()).hexdigest()].append(index)
+        name = entry.origin or entry.target
+        groups[hashlib.sha256(f"held out {name}".encode()).hexdigest()].append(index)
     held: list[int] = []
     for _, group in sorted(groups.items()):
         if len(held) + len(group) <= wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -40,7 +40,8 @@ class Session:
             if config.optimizer.ema_decay
             else None
         )
-        self.monitor, self.best, self.step = LossMonitor(), BestValue(), 0
+        self.monitor, self.best, self.best_stage = LossMonitor(), BestValue(), 0
+        self.step = self.validated_step = 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 arithmetic unless the run is fp32 throughout."""
@@ -58,18 +59,22 @@ class Session:
 
     @contextmanager
     def saved_weights(self) -> Generator[dict[str, Tensor]]:
-        """Inside the block the network has the weights that are saved: the moving average if there is one."""
+        """Inside the block the network is as it is saved: the moving average if there is one, no dropout."""
         parameters = list(self.trainable.values())
+        learning = [module for module in self.network.modules() if module.training]
+        self.network.eval()
         if self.ema is not None:
             self.ema.store(parameters)
             self.ema.copy_to(parameters)
         try:
             yield {name: parameter.detach() for name, parameter in self.trainable.items()}
         finally:
+            for module in learning:
+                module.training = True
             if self.ema is not None:
                 self.ema.restore(parameters)
 
-    def state(self, dataset: str) -> RunState:
+    def state(self, dataset: str, base_hashes: Mapping[str, str]) -> RunState:
         """What a checkpoint holds; `dataset` is the fingerprint of the samples."""
         tensors = {f"weight.{name}": parameter.detach().clone() for name, parameter in self.trainable.items()}
         moments, data = optimizer_state(self.optimizer)
@@ -80,10 +85,13 @@ class Session:
         facts = {
             "config": to_json(self.config),
             "dataset": dataset,
+            "base_hashes": dict(base_hashes),
             "optimizer": data,
             "ema_step": ema_step,
             "monitor": self.monitor.state(),
             "best": [self.best.value, self.best.step, self.best.worse_in_a_row],
+            "best_stage": self.best_stage,
+            "validated_step": self.validated_step,
         }
         return RunState(step=self.step, tensors=tensors | moments, data=facts)
 
@@ -104,8 +112,8 @@ class Session:
             for index, shadow in enumerate(self.ema.shadow_params):
                 shadow.data.copy_(state.tensors[f"ema.{index}"])
         self.monitor = LossMonitor.restored(state.data["monitor"])
-        self.best = BestValue(*state.data["best"])
-        self.step = state.step
+        self.best, self.best_stage = BestValue(*state.data["best"]), state.data["best_stage"]
+        self.step, self.validated_step = state.step, state.data["validated_step"]
 
 
 def make_trainable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,26 @@ def drawn_noise(config: RunConfig, step: int, slot: int, sample: CachedSample) -
     return torch.randn(sample.target.shape, generator=slot_generator(config.seed, step, slot, "noise"))
 
 
+class StoppedError(Exception):
+    """The run was cancelled in the middle of a step, a validation or a preview; no weight has changed."""
+
+
 class StepRunner:
-    """Computes the steps of one stage; `indices` are the training samples in the store."""
+    """Computes the steps of one stage; `indices` are the training samples in the store.
+
+    `stop_here` is called before every batch and may raise StoppedError.
+    """
 
     def __init__(
-        self, session: Session, store: SampleStore, indices: Sequence[int], stage: int, team: Team
+        self,
+        session: Session,
+        store: SampleStore,
+        indices: Sequence[int],
+        stage: int,
+        team: Team,
+        stop_here: Callable[[], None] = lambda: None,
     ) -> None:
-        self.session, self.store, self.team = session, store, team
+        self.session, self.store, self.team, self.stop_here = session, store, team, stop_here
         self.indices = list(indices)
         self.stage: StageConfig = session.config.stages[stage]
         shapes = [str(store.entries[index].shapes) for index in self.indices]
@@ -102,6 +115,7 @@ class StepRunner:
         session = self.session
         total = torch.zeros((), device=session.device)
         for group in self.batches(self.slots(step, step_of_stage)):
+            self.stop_here()
             loss = self.loss(step, group)
             loss.backward()
             total += loss.detach()

@@ -17,11 +17,13 @@ from .config import RunConfig
 from .config_json import changed_settings, from_json
 from .drawn import DrawnEntries, DrawnStore, read_drawn
 from .encode import SampleEntry, read_manifest
-from .export import export
+from .export import export, remove_export
 from .files import write_tensors
+from .ladder import laddered
+from .monitor import BestValue
 from .samples import SampleStore, split_held_out
 from .session import Session
-from .step import StepRunner
+from .step import StepRunner, StoppedError
 from .team import Team
 from .validation import held_out_loss, sample_latents
 
@@ -66,7 +68,7 @@ def dataset_fingerprint(entries: Sequence[SampleEntry]) -> str:
     """Hash of what the samples are made of."""
     if isinstance(entries, DrawnEntries):
         return entries.samples.fingerprint()
-    return content_key(*(f"{e.id}{e.target}{e.references}{sorted(e.prompts.items())}" for e in entries))
+    return content_key(*(f"{e.id} {e.content or e.target}" for e in entries))
 
 
 class Trainer:
@@ -102,14 +104,17 @@ class Trainer:
                 "processes": self.team.size,
             }
         )
-        if session.step == 0:
-            self.open_stage()
-            self.preview()
         try:
+            if session.step == 0:
+                self.open_stage()
+                self.preview()
             outcome = self.loop()
+        except StoppedError:
+            session.optimizer.zero_grad(set_to_none=True)
+            outcome = "cancelled"
         except torch.OutOfMemoryError:
             session.optimizer.zero_grad(set_to_none=True)
-            self.save()
+            self.save(together=False)  # the others wait for a gradient that will not come
             raise
         finally:
             self.close()
@@ -120,17 +125,21 @@ class Trainer:
     def loop(self) -> str:
         """Steps until the end, a cancel or the end of patience."""
         session, config = self.session, self.session.config
+        if self.validation_is_due() and self.validate():  # one that a cancel cut short
+            return "stopped"
         while session.step < config.total_steps:
             if self.team.any(self.cancelled(), session.device):
                 return "cancelled"
             self.one_step()
-            if session.step % config.validation.every == 0 and self.validate():
+            if self.validation_is_due() and self.validate():
                 return "stopped"
-            if config.output.sample_every and session.step % config.output.sample_every == 0:
+            samples = config.output.sample_every and session.step % config.output.sample_every == 0
+            if (
+                samples or session.step % config.output.checkpoint_every == 0
+            ) and not session.monitor.is_suspect:
                 self.save()  # before sampling, so that a crash there loses nothing
+            if samples:
                 self.preview()
-            elif session.step % config.output.checkpoint_every == 0 and not session.monitor.is_suspect:
-                self.save()
         return "finished"
 
     def open_stage(self) -> tuple[SampleStore, StepRunner, list[int], int]:
@@ -142,9 +151,13 @@ class Trainer:
             self.close()
             store = self.place.open_samples(stage.resolution)
             training, held_out = split_held_out(store.entries, config.validation)
-            runner = StepRunner(session, store, training, index, self.team)
+            runner = StepRunner(session, store, training, index, self.team, self.stop_here)
             self.fingerprint = dataset_fingerprint(store.entries)
             self._opened = (index, store, runner, held_out)
+            if session.best_stage != index:  # losses of another resolution are no measure
+                session.best, session.best_stage = BestValue(), index
+                if self.team.leads:
+                    remove_export(self.place.folder / EXPORTS, "best")
             self.emit(
                 {
                     "event": "stage",
@@ -156,6 +169,11 @@ class Trainer:
                 }
             )
         return *self._opened[1:], session.step - before
+
+    def stop_here(self) -> None:
+        """Raise StoppedError when a run of one process is cancelled; several look between steps together."""
+        if self.team.size == 1 and self.cancelled():
+            raise StoppedError
 
     def close(self) -> None:
         """Stop reading samples."""
@@ -199,14 +217,20 @@ class Trainer:
             "queue it again with resume and a lower learning rate (a half or a tenth)."
         )
 
+    def validation_is_due(self) -> bool:
+        """Whether the held-out loss of this step is wanted and not yet known."""
+        step = self.session.step
+        return step > self.session.validated_step and step % self.session.config.validation.every == 0
+
     def validate(self) -> bool:
         """Measure the held-out loss and keep the best weights; True when patience has run out."""
         session = self.session
         store, _, held_out, _ = self.open_stage()
         if not held_out:
             return False
-        loss = held_out_loss(session, store, held_out, self.team)
+        loss = held_out_loss(session, store, held_out, self.team, self.stop_here)
         best = session.best.add(loss, session.step)
+        session.validated_step = session.step
         self.emit({"event": "validation", "step": session.step, "loss": loss, "best": best})
         if best and self.team.leads:
             self.export("best")
@@ -220,7 +244,7 @@ class Trainer:
         if not chosen or not self.team.leads:
             return
         try:
-            for number, latents in enumerate(sample_latents(session, store, chosen)):
+            for number, latents in enumerate(sample_latents(session, store, chosen, self.stop_here)):
                 path = self.place.folder / SAMPLES / f"step-{session.step:09d}-{number}.safetensors"
                 write_tensors(path, latents, {"id": store.entries[chosen[number]].id})
         except (RuntimeError, ValueError, OSError) as error:
@@ -228,17 +252,18 @@ class Trainer:
             return
         self.emit({"event": "samples", "step": session.step, "count": len(chosen)})
 
-    def save(self) -> None:
+    def save(self, together: bool = True) -> None:
         """Write a checkpoint and the current weights; a full disk is reported and the run goes on."""
         if self.team.leads:
-            state = self.session.state(self.fingerprint)
+            state = self.session.state(self.fingerprint, self.base_hashes)
             try:
                 path = save_checkpoint(self.place.checkpoints, state, self.session.best.step)
                 self.emit({"event": "saved", "step": self.session.step, "folder": path.name})
             except OSError as error:
                 self.emit({"event": "save_failed", "step": self.session.step, "message": str(error)})
             self.export("last")
-        self.team.wait()
+        if together:
+            self.team.wait()
 
     def export(self, name: str) -> None:
         """Write the weights in the form others load."""
@@ -258,8 +283,32 @@ class Trainer:
             self.emit({"event": "note", "step": state.step if state else 0, "message": message})
         if state is None:
             return
-        require_resumable(from_json(RunConfig, state.data["config"]), self.session.config)
+        old = laddered(from_json(RunConfig, state.data["config"]), self.place.folder)
+        require_resumable(old, self.session.config)
+        self.fingerprint = self.last_fingerprint(state.step)
+        self.require_same_material(state.data)
         self.session.restore(state)
+
+    def last_fingerprint(self, step: int) -> str:
+        """The fingerprint of the samples that step `step` was made with, as they are now."""
+        _, stage = self.session.config.stage_at(max(0, step - 1))
+        store = self.place.open_samples(stage.resolution)
+        store.close()
+        return dataset_fingerprint(store.entries)
+
+    def require_same_material(self, saved: Mapping[str, Any]) -> None:
+        """Raise ValueError when samples or base are not those of the checkpoint."""
+        hashes = saved.get("base_hashes", {})
+        changed = [
+            f"the base's {role}" for role, value in hashes.items() if self.base_hashes.get(role) != value
+        ]
+        if saved["dataset"] and saved["dataset"] != self.fingerprint:
+            changed.insert(0, "the dataset")
+        if changed:
+            raise ValueError(
+                f"{' and '.join(changed)} changed since run {self.session.config.name!r} was started. Put "
+                "back what it was to continue the run, or give a new run name to start afresh."
+            )
 
 
 def require_resumable(old: RunConfig, new: RunConfig) -> list[str]:

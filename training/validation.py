@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,19 @@ from .team import Team
 from .timesteps import slot_generator
 
 
-def held_out_loss(session: Session, store: SampleStore, indices: Sequence[int], team: Team) -> float:
+def held_out_loss(
+    session: Session,
+    store: SampleStore,
+    indices: Sequence[int],
+    team: Team,
+    stop_here: Callable[[], None] = lambda: None,
+) -> float:
     """Mean loss of the held-out samples with the weights that would be saved; equal on every process."""
     config, device = session.config, session.device
     total = torch.zeros((), device=device)
     with torch.no_grad(), session.saved_weights(), session.autocast():
         for index in team.share(indices):
+            stop_here()
             sample = store.read(index)
             batch = session.family.collate([sample], config, device, torch.float32)
             generator = slot_generator(config.seed, 0, index, "validation")
@@ -31,12 +38,18 @@ def held_out_loss(session: Session, store: SampleStore, indices: Sequence[int], 
     return team.sum(total).item() / (len(indices) * len(config.validation.sigmas))
 
 
-def sample_latents(session: Session, store: SampleStore, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+def sample_latents(
+    session: Session,
+    store: SampleStore,
+    indices: Sequence[int],
+    stop_here: Callable[[], None] = lambda: None,
+) -> list[dict[str, Tensor]]:
     """For each sample: `sample` (drawn from fixed noise), `target` and its references, each (C, H, W)."""
     config, family = session.config, session.family
     drawn = []
     with torch.no_grad(), session.saved_weights(), session.autocast():
         for index in indices:
+            stop_here()
             sample = store.read(index)
             batch = family.collate([sample], config, session.device, torch.float32)
             batch = with_guidance(batch, config.output.sample_guidance)

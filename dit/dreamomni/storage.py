@@ -50,7 +50,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, force it to disk, put it in place; no trace is left on error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write(partial)
+        try:
+            write(partial)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{path.name} could not be written: {error}") from error
         with open(partial, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)

@@ -155,9 +155,15 @@ def test_a_translator_that_answers_without_tags_is_named_with_its_request() -> N
         def generate_text(self, *request: Any) -> Reply:
             return Reply(text="Sure, a picture!", num_tokens=4, complete=True)
 
-    prompts = RewrittenPrompts(ClipPrompts(ToyClip()), Chatty(), "edit")
+    prompts, picture = RewrittenPrompts(ClipPrompts(ToyClip()), Chatty()), Image.new("RGB", (8, 8))
     with pytest.raises(ReplyFormatError, match=r"asked: 'Make it red. It is editing task.'. Teach the trans"):
-        prompts("Make it red.", [Image.new("RGB", (8, 8))])
+        prompts("Make it red.", [picture])
+    generate = prompts.for_mode("generate")
+    with pytest.raises(
+        ReplyFormatError, match=r"asked: 'A red cat. It is generation task.'. Teach the trans"
+    ):
+        generate("A red cat.", [picture])
+    assert generate.identity != prompts.identity and prompts.for_mode("edit") is prompts
 
 
 def test_a_translator_never_takes_the_place_of_the_vlm_it_starts_from(

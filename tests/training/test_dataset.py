@@ -240,8 +240,19 @@ def test_folder_faults_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "cat.txt").write_text("a cat")
     assert open_dataset(tmp_path)[0].mode == "generate"
     (tmp_path / "control").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"cat.png has no control picture: expected cat.png or cat_0"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cat.png has no control picture in control: expected cat.png or cat_0"
+    ):
         open_dataset(tmp_path)[0]
+    (tmp_path / "control_1").mkdir()
+    picture(tmp_path / "control_1" / "cat.png", "green")
+    with pytest.raises(
+        FileNotFoundError, match=r"cat.png has no control picture in control: expected cat.png"
+    ):
+        open_dataset(tmp_path)[0]  # the reference must not become the source
+    picture(tmp_path / "control" / "cat.png", "blue")
+    whole = open_dataset(tmp_path)[0]
+    assert [colour_of(whole.source), colour_of(whole.references[0])] == [COLOURS["blue"], COLOURS["green"]]
     (tmp_path / "samples.jsonl").write_text("\n")
     with pytest.raises(ValueError, match=r"samples.jsonl holds no sample"):
         open_dataset(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -137,6 +138,17 @@ def test_only_the_variants_that_dropout_can_choose_are_encoded(tmp_path: Path) -
     dropping = encoding(tmp_path, plan, objective=ObjectiveConfig(caption_dropout=0.1, condition_dropout=0.1))
     assert set(dropping.sample(sample).prompts) == {"full", "no_caption", "no_condition"}
     assert dropping.encode_prompt.prompts == [("<cfg>", 2), ("<cfg>", 0)]
+
+
+def test_picture_tags_are_for_the_processor_that_reads_them(tmp_path: Path) -> None:
+    sample = dataclasses.replace(
+        open_dataset(dataset_folder(tmp_path))[0], tagged_instruction="<img><|image_1|></img> do 0"
+    )
+    for words, expected in (("processor", sample.tagged_instruction), ("clip", "do 0"), ("vlm", "do 0")):
+        plan = EncodePlan(image_encoding="vae", prompt_encoding=words, size_multiple=16)
+        work = encoding(tmp_path / words, plan)
+        work.sample(sample)
+        assert [prompt for prompt, _ in work.encode_prompt.prompts] == [expected]
 
 
 def test_dropout_rates_are_met() -> None:

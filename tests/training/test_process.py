@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from pack.training.config import (
 )
 from pack.training.encode import SampleEntry
 from pack.training.files import write_text
-from pack.training.launch import TrainingError, Worker, laddered, run_once, run_with_ladder
+from pack.training.ladder import laddered
+from pack.training.launch import TrainingError, Worker, run_once, run_with_ladder
 from pack.training.memory import next_rung
 from pack.training.metrics import read_metrics
 from pack.training.process import EXIT_OUT_OF_MEMORY, chosen_device
@@ -158,6 +160,32 @@ def test_out_of_memory_walks_down_the_ladder_three_times_at_most_and_remembers(t
     assert [event["restart"] for event in told if event["event"] == "ladder"] == [1, 2, 3]
     continued = laddered(run.config, tmp_path / "run")
     assert continued.memory.stream_base
+
+
+@pytest.mark.parametrize("how", ["while loading", "in another process"])
+def test_memory_may_run_out_while_loading_and_in_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run, folder, codes = kontext_run(tmp_path, steps=1), tmp_path / "run", []
+
+    def no_room(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("no room for the base")
+
+    def start(run_file: RunFile, folder: Path, heard: Any, processes: int) -> int:
+        (folder / "memory-ran-out").unlink(missing_ok=True)  # as a new Worker does
+        with monkeypatch.context() as patched:
+            if len(codes) == 0:
+                patched.setattr(process, "Session", no_room)
+            codes.append(in_this_process(run_file, folder, heard, processes))
+        # A launcher of several processes ends with a code of its own.
+        return 1 if codes[-1] and how == "in another process" else codes[-1]
+
+    config = run_with_ladder(run, folder, encode=lambda c: None, heard=lambda e: None, start=start)
+    assert codes == [EXIT_OUT_OF_MEMORY, 0]
+    assert config.memory.offload_activations
+    assert [e["message"] for e in read_metrics(folder) if e["event"] == "out_of_memory"] == [
+        "no room for the base"
+    ]
 
 
 def test_the_ladder_goes_from_recomputing_to_smaller_targets() -> None:

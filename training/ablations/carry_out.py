@@ -97,6 +97,10 @@ class Workplace:
             )
         return self.model
 
+    def model_of(self, job: Job) -> str | None:
+        """The hash of the finished model that a run starts from, if it does."""
+        return file_sha256(self.base_model() / "dit.safetensors") if job.variant.positions else None
+
 
 def known_result(place: Workplace, job: Job) -> dict[str, Any] | None:
     """What is known of a finished run; ValueError when its folder holds it at another budget."""
@@ -104,10 +108,10 @@ def known_result(place: Workplace, job: Job) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     known = json.loads(path.read_text(encoding="utf-8"))
-    if known["job"] != to_json(job):
+    if known["job"] != to_json(job) or known.get("model") != place.model_of(job):
         raise ValueError(
-            f"{path.parent} holds this run with another budget or other settings; give another --work, or "
-            "remove the folder"
+            f"{path.parent} holds this run with another budget, model or other settings; give another "
+            "--work, or remove the folder"
         )
     return known
 
@@ -120,7 +124,12 @@ def finish(place: Workplace, job: Job) -> None:
         for kind, tasks in place.kinds(job).items()
     }
     folder = place.of(job)
-    result = {"job": to_json(job), "curve": read_curve(folder / CURVE), "judged": judgement}
+    result = {
+        "job": to_json(job),
+        "model": place.model_of(job),
+        "curve": read_curve(folder / CURVE),
+        "judged": judgement,
+    }
     write_json(folder / RESULT, result)
     log.info("%s: %s", job.name, json.dumps(judgement))
 
@@ -185,7 +194,8 @@ def with_positions(base: Path, model: Path, scheme: str) -> None:
 
 def encoded_references(place: Workplace, job: Job) -> Path:
     """The manifest of encoded samples with references, the same samples for every run and seed."""
-    recipe, path = place.budget.recipe(0), place.folder / "reference-samples.jsonl"
+    recipe, known = place.budget.recipe(0), (place.model_of(job) or "")[:8]
+    path = place.folder / f"reference-samples-{known}.jsonl"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             drawing = Drawing(

@@ -40,8 +40,8 @@ class FolderRecords:
         places = sorted(
             path for path in folder.iterdir() if path.is_dir() and path.name.startswith("control")
         )
+        self._places = places
         self._controls = self._match(places)
-        self._has_controls = bool(places)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -49,12 +49,17 @@ class FolderRecords:
     def record(self, index: int) -> SampleRecord:
         """The sample at `index`; a missing caption or control picture raises FileNotFoundError."""
         target = self._targets[index]
-        controls = [Picture(path=path, label=path.name) for path in self._controls.get(target.stem, [])]
-        if self._has_controls and not controls:
-            raise FileNotFoundError(
-                f"{target.name} has no control picture: expected {target.stem}.png or {target.stem}_0.png "
-                "in the control folder."
-            )
+        paths = self._controls.get(target.stem, [])
+        controls = [Picture(path=path, label=path.name) for path in paths]
+        used = {path.parent for path in paths}
+        # The order of the pictures is that of their folders: a gap would make a reference the source.
+        last = max((number for number, place in enumerate(self._places) if place in used), default=0)
+        for place in self._places[: last + 1]:
+            if place not in used:
+                raise FileNotFoundError(
+                    f"{target.name} has no control picture in {place.name}: expected {target.stem}.png or "
+                    f"{target.stem}_0.png there."
+                )
         return SampleRecord(
             id=target.stem,
             task="edit" if controls else "generate",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..synthesis.config import MIN_SIDE, SynthesisConfig, recipe_for
 from .cases import CASES_PER_GROUP, held_out_cases
 from .exchange import answers_from, write_cases
-from .report import rule_table
+from .report import require_distinct, rule_table
 from .run import EDIT_TASKS, STICKER_TASKS, Evaluation, Outcome, evaluate, groups
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{write_cases(options.write_cases, asked)} cases in {options.write_cases}\n")
             return 0
         editors = {} if models is None else dict(models.editors)
+        require_distinct([*editors, *(folder.name for folder in options.answers)])
         editors |= {folder.name: answers_from(folder) for folder in options.answers}
         outcome = evaluate(editors, evaluation, show_progress)
     except (ValueError, OSError) as error:

@@ -103,3 +103,11 @@ def judged_row(case: Case, result: Canvas, verdict: Verdict) -> SheetRow:
 def judged_sheet(rows: Sequence[tuple[Case, Canvas, Verdict]], side: int = 144) -> Image.Image:
     """A contact sheet of judged results."""
     return contact_sheet([judged_row(*row) for row in rows], side)
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Raise ValueError when two columns of a table would have the same name."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"several folders are called {', '.join(twice)}; rename them, or judge them one by one"
+        )

@@ -71,8 +71,8 @@ class VlmFamily(Family):
         return tuple(found)
 
     def signature(self, sample: CachedSample) -> Hashable:
-        """Every sample is a batch of its own: pictures differ in number and size."""
-        return sample.id
+        """Every draw of a sample is a batch of its own: pictures differ in number and size."""
+        return object()
 
     def num_tokens(self, sample: CachedSample) -> int:
         """Tokens of request and answer."""

@@ -20,6 +20,7 @@ from ..config import RunConfig, one_of
 from ..config_json import from_json
 from ..drawn import pictures_of
 from ..evaluation.cases import Case
+from ..evaluation.report import require_distinct
 from ..families import load_family
 from ..families.base import Batch, CachedSample
 from ..families.dreamomni import PROMPT_PARTS
@@ -202,6 +203,7 @@ def judged_models(folders: Sequence[Path], sampling: int | Sampling, adapters: s
     }
     if len(configs) > 1:
         raise ValueError("the models know scenes of different kinds or sizes; judge them one by one")
+    require_distinct([folder.resolve().name for folder in folders])
     device = chosen_device("auto", 0)
     editors = {
         folder.resolve().name: FolderEditor(folder, sampling, device, SWITCHES[adapters])

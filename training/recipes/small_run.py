@@ -136,8 +136,9 @@ def encode_for(config: RunConfig, data: Path, model: Path, manifest: Path, cache
 
 
 def train_lora(recipe: SmallRecipe, task: str, model: Path, work: Path, device: str, train: Train) -> Path:
-    """One adapter on the finished model; its file."""
-    folder = work / f"{task}-lora"
+    """One adapter on the finished model; its file. Another model's adapter has another folder."""
+    hashes = {"model": file_sha256(model / "dit.safetensors")}
+    folder = work / f"{task}-lora-{hashes['model'][:8]}"
     config = recipe.lora_run(task, model)
     data = generate(
         Job(folder=work / f"{task}-data", config=recipe.lora_synthesis(task), count=recipe.lora_samples)
@@ -146,7 +147,6 @@ def train_lora(recipe: SmallRecipe, task: str, model: Path, work: Path, device: 
     manifest = place.manifest(recipe.side)
     if not manifest.is_file():
         encode_for(config, data, model, manifest, place.cache)
-    hashes = {"model": file_sha256(model / "dit.safetensors")}
     return train_run(config, folder, hashes, device, train) / "last.safetensors"
 
 

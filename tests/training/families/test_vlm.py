@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,16 @@ import pytest
 import torch
 from pack.training.adapters import inject_lora, lora_parameters, saved_lora
 from pack.training.answers import AnswerEncoder, lesson, standard_answer, target_words
+from pack.training.cache import TensorCache
 from pack.training.config import AdapterConfig, MemoryConfig, RunConfig, StageConfig
 from pack.training.dataset import EditSample
+from pack.training.encode import SampleEntry
 from pack.training.families.base import CachedSample
 from pack.training.families.vlm import VlmFamily, sft_inputs
-from pack.training.files import write_tensors
+from pack.training.files import write_tensors, write_text
+from pack.training.session import Session
+from pack.training.team import Team
+from pack.training.trainer import RunFolder, Trainer
 from pack.training.vlm_merge import merge_vlm
 from pack.vlm.reply import parse_reply
 from PIL import Image
@@ -91,6 +97,34 @@ def test_only_the_answer_is_learnt_and_the_loss_is_transformers_own(folder: Path
     with torch.no_grad():
         theirs = network(**sft_inputs(batch)).loss
     torch.testing.assert_close(ours[0], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_drawn_twice_in_a_step_is_two_batches(folder: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        config_for(folder, AdapterConfig(rank=4, alpha=4)),
+        stages=(StageConfig(resolution=56, batch_size=2, gradient_accumulation=2, steps=1),),
+    )
+    place = RunFolder(folder=tmp_path / "run", cache=tmp_path / "cache")
+    cache, sample = TensorCache(place.cache), lesson_sample(folder)
+    cache.write("zero", {"latent": sample.target})
+    cache.write("lesson", sample.prompt)
+    entry = SampleEntry(
+        id="1",
+        task="x",
+        instruction="x",
+        target="zero",
+        references=["zero"],
+        prompts={"full": "lesson"},
+        shapes=[],
+    )
+    write_text(place.manifest(56), json.dumps(dataclasses.asdict(entry)) + "\n")
+    session = Session(config, VlmFamily(), CPU)
+    trainer = Trainer(session, place, Team(), lambda event: None, lambda: False)
+    _, runner, _, _ = trainer.open_stage()
+    assert [len(group) for group in runner.batches(runner.slots(0, 0))] == [1, 1, 1, 1]
+    loss, norm, _, _ = runner.run(0, 0)
+    trainer.close()
+    assert loss > 0 and norm > 0
 
 
 def test_a_lora_learns_the_answer_and_merging_it_gives_the_same_network(folder: Path, tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ def test_the_small_vlm_reads_words_and_pictures(tmp_path: Path) -> None:
 
 def test_adapters_see_references_in_the_size_they_are_judged_at(tiny_model: Path) -> None:
     recipe = tiny_recipe()
-    manifest = tiny_model.parent / "work" / "generate-lora" / f"samples-{recipe.side}.jsonl"
+    (run,) = (tiny_model.parent / "work").glob("generate-lora-*")
+    manifest = run / f"samples-{recipe.side}.jsonl"
     shapes = [json.loads(line)["shapes"] for line in manifest.read_text().splitlines()]
     (case,) = held_out_cases(recipe.synthesis(LORA_TASKS["generate"]), "reference_generation", "several", 1)
     judged = list(case.sample.references[0].shape[:2])

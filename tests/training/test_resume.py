@@ -1,0 +1,191 @@
+"""What a continued run goes on with, and what it refuses: shrunk sizes, other samples, another base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from pack.training.checkpoint import checkpoint_steps
+from pack.training.config import AdapterConfig, OutputConfig, StageConfig, ValidationConfig
+from pack.training.encode import read_manifest
+from pack.training.files import write_tensors, write_text
+from pack.training.ladder import remember_rung
+from pack.training.memory import next_rung
+from pack.training.metrics import MetricsFile
+from pack.training.presets import Overrides, lora_run
+from pack.training.report import run_summary
+from pack.training.samples import split_held_out
+from pack.training.trainer import RunFolder
+
+from tests.training.toy import toy_config, toy_place, toy_samples, toy_trainer
+
+
+def wide_stages(*resolutions: int, steps: int = 4) -> tuple[StageConfig, ...]:
+    return tuple(
+        StageConfig(resolution=side, batch_size=2, steps=steps, learning_rate=1e-2) for side in resolutions
+    )
+
+
+def test_a_run_goes_on_after_pictures_had_to_shrink(tmp_path: Path) -> None:
+    config = toy_config(stages=wide_stages(512, steps=6))
+    place = toy_place(tmp_path, resolutions=(512,))
+    first, _ = toy_trainer(config, place, stop_at=3)
+    assert first.run() == "cancelled"
+    smaller = config
+    for _ in range(5):  # recomputing, two moves to host memory, references, targets
+        found = next_rung(smaller)
+        assert found is not None
+        smaller, gave_up = found
+        remember_rung(place.folder, smaller, gave_up)
+    assert (smaller.reference_resolution, smaller.stages[0].resolution) == (256, 384)
+    toy_samples(place, resolutions=(384,))
+    smaller = dataclasses.replace(smaller, memory=config.memory)  # the toy's blocks cannot be streamed
+    remember_rung(place.folder, smaller, "targets shrink")
+    second, _ = toy_trainer(smaller, place)
+    assert second.run() == "finished"
+    assert checkpoint_steps(place.checkpoints)[-1] == 6
+
+
+def changed_samples(place: RunFolder) -> None:
+    path = place.manifest(16)
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines[3]["content"] = "another picture"
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("which", ["the dataset", "the base's transformer"])
+def test_other_samples_or_another_base_are_refused(tmp_path: Path, which: str) -> None:
+    place = toy_place(tmp_path)
+    first, _ = toy_trainer(toy_config(), place, stop_at=2)
+    first.base_hashes = {"transformer": "one"}
+    assert first.run() == "cancelled"
+    again, _ = toy_trainer(toy_config(), place)
+    again.base_hashes = {"transformer": "two" if "base" in which else "one"}
+    if which == "the dataset":
+        changed_samples(place)
+    with pytest.raises(
+        ValueError, match=f"{which} changed since run 'toy' was started. Put back what it was"
+    ):
+        again.run()
+    assert checkpoint_steps(place.checkpoints) == [2]
+
+
+def test_a_finished_run_still_knows_its_samples(tmp_path: Path) -> None:
+    place = toy_place(tmp_path)
+    for _ in range(2):
+        trainer, _ = toy_trainer(toy_config(steps=3), place)
+        assert trainer.run() == "finished"
+    changed_samples(place)
+    with pytest.raises(ValueError, match="the dataset changed"):
+        toy_trainer(toy_config(steps=5), place)[0].run()
+
+
+def test_the_best_weights_are_those_of_the_last_stage(tmp_path: Path) -> None:
+    validation = ValidationConfig(fraction=0.25, every=2, smallest_split=2)
+    config = toy_config(stages=wide_stages(16, 32), validation=validation)
+    trainer, _ = toy_trainer(config, toy_place(tmp_path, resolutions=(16, 32)), stop_at=5)
+    exported = tmp_path / "run" / "exports" / "best.safetensors"
+    assert trainer.run() == "cancelled"
+    assert (trainer.session.best_stage, trainer.session.best.step) == (1, 4)
+    trainer.session.best.value = -1.0  # no later loss can be lower
+    trainer.save()
+    before = exported.read_bytes()
+    again, _ = toy_trainer(config, trainer.place)
+    assert again.run() == "finished"
+    assert again.session.best.value == -1.0 and exported.read_bytes() == before, "the same stage: kept"
+
+    later, _ = toy_trainer(toy_config(stages=wide_stages(16, 32, 64)), again.place)
+    toy_samples(again.place, resolutions=(64,))
+    assert later.run() == "finished"
+    assert later.session.best_stage == 2 and later.session.best.value != -1.0
+    assert exported.read_bytes() != before
+
+
+def test_the_same_targets_are_held_out_at_every_resolution(tmp_path: Path) -> None:
+    place = toy_place(tmp_path, count=20)
+    entries = [dataclasses.replace(e, origin=f"picture {e.id}") for e in read_manifest(place.manifest(16))]
+    larger = [dataclasses.replace(entry, target=f"larger {entry.id}") for entry in entries]
+    config = ValidationConfig(fraction=0.25, smallest_split=2)
+    assert split_held_out(entries, config) == split_held_out(larger, config)
+    assert len(split_held_out(entries, config)[1]) == 5
+
+
+def test_a_cancel_is_heard_inside_a_validation_and_between_batches(tmp_path: Path) -> None:
+    validation = ValidationConfig(fraction=0.25, every=2, smallest_split=2)
+    for name, calls in (("validation", 6), ("batches", 5)):
+        trainer, _ = toy_trainer(toy_config(validation=validation), toy_place(tmp_path / name))
+        left = [calls]
+
+        def cancelled(left: list[int] = left) -> bool:
+            left[0] -= 1
+            return left[0] < 0
+
+        trainer.cancelled = cancelled
+        before = {key: part.detach().clone() for key, part in trainer.session.trainable.items()}
+        assert trainer.run() == "cancelled"
+        assert checkpoint_steps(trainer.place.checkpoints) == [trainer.session.step]
+        if name == "batches":
+            assert trainer.session.step == 1
+        else:
+            assert trainer.session.step == 2, "two steps and a part of the validation"
+            assert any(not torch.equal(before[key], part) for key, part in trainer.session.trainable.items())
+
+
+@contextmanager
+def full_disk(free_bytes: int) -> Iterator[None]:
+    """No file may grow beyond `free_bytes`: the operating system refuses, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_tensors_that_do_not_fit_on_the_disk_are_an_os_error_and_leave_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, {"small": torch.zeros(4)})
+    before = path.read_bytes()
+    with full_disk(10_000), pytest.raises(OSError, match=r"weights\.safetensors could not be written: "):
+        write_tensors(path, {"large": torch.zeros(100_000)})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path: Path) -> None:
+    place = toy_place(tmp_path)
+    config = toy_config(
+        steps=6,
+        adapter=AdapterConfig(rank=16, alpha=16),
+        output=OutputConfig(checkpoint_every=2, sample_every=0),
+    )
+    trainer, events = toy_trainer(config, place)
+    with full_disk(3_000):
+        assert trainer.run() == "finished"
+    failed = [event for event in events if event["event"] == "save_failed"]
+    assert failed and "could not be written" in failed[0]["message"]
+    assert not list(place.folder.rglob(".partial-*"))
+
+
+def test_the_report_tells_the_memory_plan(tmp_path: Path) -> None:
+    diary = MetricsFile(tmp_path)
+    diary.append({"event": "plan", "step": 0, "text": "memory plan (estimate) for 7 tokens"})
+    diary.close()
+    assert "memory plan (estimate) for 7 tokens" in run_summary(tmp_path)
+
+
+def test_a_base_in_nf4_is_not_streamed() -> None:
+    def memory(precision: str | None) -> tuple[str, bool]:
+        chosen = Overrides(precision=precision) if precision else Overrides()
+        run = lora_run(name="a", family="kontext", task="edit", base={}, preset="8 GB", chosen=chosen, seed=0)
+        return run.memory.precision, run.memory.stream_base
+
+    assert memory(None) == ("fp8", True)
+    assert memory("nf4") == ("nf4", False)
+    assert memory("bf16") == ("bf16", True)
