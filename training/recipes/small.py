@@ -83,9 +83,9 @@ class SmallRecipe:
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
     easy_samples: int = 30_000
     """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
-    lora_steps: int = 1_200
+    lora_steps: int = 900
     lora_batch_size: int = 48
-    lora_samples: int = 16_000
+    lora_samples: int = 12_000
     lora_learning_rate: float = 2e-3
     lora_rank: int = 24
     objects: tuple[int, int] = (1, 3)
