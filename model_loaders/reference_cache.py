@@ -36,6 +36,7 @@ from .reference_store import ReferenceKey, ReferenceStore, Same, latent_key, sto
 log = logging.getLogger("dreamomni")
 KEY = "dreamomni_reference_cache"
 WRAPPERS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.DIFFUSION_MODEL)
+MOVED_NOTE = "not enough GPU memory for the references: kept in system memory, steps are slower"
 NUM_TEXT = 1
 """Text tokens of the writing pass; the network needs one, the reference does not see it."""
 
@@ -118,13 +119,12 @@ class ExactCache:
             if store.find(key) is None:
                 missing[key] = keys[content]
         store.shrink(set(by_content.values()))
-        if missing:
-            self.write_missing(model, store, missing, options)
+        moved = bool(missing) and self.write_missing(model, store, missing, options)
         self.run = {content: store.entries[key] for content, key in by_content.items()}
         size = sum(entry.num_bytes for entry in self.run.values()) / 2**20
-        self.report(
-            f"references: {len(missing)} written, {len(keys) - len(missing)} reused, {size:.0f} MB kept"
-        )
+        text = f"references: {len(missing)} written, {len(keys) - len(missing)} reused, {size:.0f} MB kept"
+        # At once: a node shows its latest text only.
+        self.report(f"{text}\n{MOVED_NOTE}" if moved else text)
 
     def key(self, model: Any, content: str, options: dict[str, Any]) -> ReferenceKey:
         """What must be the same for a kept reference to be read again."""
@@ -139,8 +139,8 @@ class ExactCache:
 
     def write_missing(
         self, model: Any, store: ReferenceStore, missing: dict[ReferenceKey, Wanted], options: dict[str, Any]
-    ) -> None:
-        """Load the weights the reference branch uses and write; into system memory where the GPU is full."""
+    ) -> bool:
+        """Load the weights the reference branch uses and write; whether that went to system memory."""
         writer = model if self.settings.lora_on_references else without_patches(model)
         shape = max((item.latent.shape for item in missing.values()), key=lambda size: size[-1] * size[-2])
         needed = sum(kept_bytes(self.network, item.latent, self.settings) for item in missing.values())
@@ -158,8 +158,7 @@ class ExactCache:
                 management.soft_empty_cache()
                 entry = self.write(latent, item.offset, None, options, target)
             store.add(key, entry)
-        if target is not None and target != model.load_device:
-            self.report("not enough GPU memory for the references: kept in system memory, steps are slower")
+        return target is not None and target != model.load_device
 
     def write(
         self,
@@ -291,10 +290,14 @@ def same_latents(known: Sequence[Tensor], latents: Sequence[Tensor]) -> bool:
 
 def kept_bytes(network: Any, latent: Tensor, settings: CacheSettings) -> int:
     """Memory the keys and values of a latent (1, C, h, w) will take."""
-    tokens = latent_grid(*latent.shape[-2:], network.patch_size).num_tokens
+    return int(num_values(network, latent) * (1.04 if settings.quantise else latent.element_size()))
+
+
+def num_values(network: Any, latent: Tensor) -> int:
+    """Numbers in the keys and values of all layers for a latent (..., h, w)."""
     layers = len(network.double_blocks) + len(network.single_blocks)
-    size = 1.04 if settings.quantise else latent.element_size()
-    return int(2 * tokens * layers * network.hidden_size * size)
+    tokens = latent_grid(*latent.shape[-2:], network.patch_size).num_tokens
+    return 2 * tokens * layers * network.hidden_size
 
 
 def without_patches(model: Any) -> Any:
@@ -318,11 +321,16 @@ def cond_references(model: Any, cond: dict[str, Any]) -> Iterator[Wanted]:
     patch = model.get_model_object("diffusion_model").patch_size
     grids = [latent_grid(*latent.shape[-2:], patch) for latent in latents]
     places = reference_placements(grids, PositionScheme.INDEX_OFFSET)
-    real = model.model
-    dtype = getattr(real, "get_dtype_inference", lambda: real.manual_cast_dtype or real.get_dtype())()
+    dtype = inference_dtype(model)
     for latent, place in zip(latents, places, strict=True):
-        for item in real.process_latent_in(latent).to(dtype):
+        for item in model.model.process_latent_in(latent).to(dtype):
             yield Wanted(item[None], (float(place.index), 0.0, float(place.column)))
+
+
+def inference_dtype(model: Any) -> torch.dtype:
+    """The number type a ModelPatcher's network computes in."""
+    real = model.model
+    return getattr(real, "get_dtype_inference", lambda: real.manual_cast_dtype or real.get_dtype())()
 
 
 def attach_reference_cache(

@@ -6,18 +6,33 @@ read them. Nothing outlives a run, because what is noted holds that run's noise 
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from comfy.patcher_extension import WrappersMP
+import comfy.model_management as management
 
 from ..dit.positions import latent_grid
 from ..dit.reference_cache import OVERRIDE, Block, StepReader, StepRecorder
 from .patches import flux_network
-from .reference_cache import KEY, detach_reference_cache, same_latents
+from .reference_cache import (
+    KEY,
+    WRAPPERS,
+    detach_reference_cache,
+    inference_dtype,
+    num_values,
+    same_latents,
+)
+
+log = logging.getLogger("dreamomni")
+FULL_NOTE = (
+    "not enough GPU memory to keep the references: the other steps of this run are computed in full. "
+    "Fewer or smaller references need less."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +69,26 @@ class StockCache:
 
     network: Any
     settings: StockSettings
+    report: Callable[[str], None] = log.info
     notes: dict[tuple[Any, ...], Noted] = field(default_factory=dict)
+    gave_up: bool = False
+    """Whether the notes of this run did not fit."""
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep nothing between runs, whatever ends them."""
         self.notes.clear()
+        self.gave_up = False
         try:
             return executor(*args, **kwargs)
         finally:
             self.notes.clear()
+
+    def prepare_sampling(
+        self, executor: Any, model: Any, noise_shape: Sequence[int], conds: dict, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Have room left for the notes when the model is loaded."""
+        needed = noted_bytes(model, self.network, conds, noise_shape[0])
+        return executor(model, shape_with_room(model, noise_shape, needed), conds, *args, **kwargs)
 
     def diffusion_model(
         self,
@@ -79,9 +105,17 @@ class StockCache:
     ) -> Tensor:
         """One call of the network, in full or with noted references."""
         options = transformer_options or {}
-        if ref_latents:
-            options = self.with_references(list(ref_latents), x, options)
-        return executor(x, timestep, context, y, guidance, ref_latents, control, options, **more)
+        inputs = (x, timestep, context, y, guidance, ref_latents, control)
+        if ref_latents and not self.gave_up:
+            try:
+                return executor(*inputs, self.with_references(list(ref_latents), x, options), **more)
+            except management.OOM_EXCEPTION:
+                self.gave_up = True
+            # Not in the handler: the error holds on to what the call had made.
+            self.notes.clear()
+            management.soft_empty_cache()
+            self.report(FULL_NOTE)
+        return executor(*inputs, options, **more)
 
     def with_references(self, latents: list[Tensor], x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         """The transformer options of this call: noting, or reading and cutting."""
@@ -90,14 +124,19 @@ class StockCache:
         usable = noted is not None and same_latents(noted.latents, latents)
         if noted is None or not usable or step is None or self.settings.is_full(step):
             grids = [latent_grid(*latent.shape[-2:], self.network.patch_size) for latent in latents]
-            fresh = Noted([latent.clone() for latent in latents], {})
-            self.notes[branch] = fresh
+            self.forget(branch)
+            fresh = self.notes[branch] = Noted([latent.clone() for latent in latents], {})
             return {**options, OVERRIDE: StepRecorder(sum(g.num_tokens for g in grids), fresh.layers, inner)}
         first = latent_grid(*x.shape[-2:], self.network.patch_size).num_tokens
         patches = options.get("patches", {})
         after = [*patches.get("post_input", []), lambda tokens: first_tokens(tokens, first)]
         reader = StepReader(noted.layers, inner)
         return {**options, OVERRIDE: reader, "patches": {**patches, "post_input": after}}
+
+    def forget(self, branch: tuple[Any, ...]) -> None:
+        """Drop the notes of conditionings; ComfyUI computes them together or apart, as memory allows."""
+        for known in [known for known in self.notes if set(known) & set(branch)]:
+            del self.notes[known]
 
 
 def first_tokens(tokens: dict[str, Any], count: int) -> dict[str, Any]:
@@ -118,10 +157,40 @@ def step_of(options: dict[str, Any]) -> int | None:
     return int((sigmas.to(sigma) > sigma.max() * (1 + 1e-5)).sum())
 
 
-def attach_stock_cache(model: Any, settings: StockSettings) -> Any:
-    """A clone of the ModelPatcher that reuses references between steps; raises ValueError unless FLUX.1."""
-    cache = StockCache(flux_network(model, "the reference cache"), settings)
+def noted_bytes(model: Any, network: Any, conds: dict[str, Any], batch: int) -> int:
+    """Memory that the references of all conditionings leave, for `batch` pictures."""
+    latents = [
+        latent
+        for group in conds.values()
+        for cond in group
+        for latent in cond.get("reference_latents") or []
+        if latent.ndim == 4
+    ]
+    return batch * inference_dtype(model).itemsize * sum(num_values(network, latent) for latent in latents)
+
+
+def shape_with_room(model: Any, shape: Sequence[int], num_bytes: int) -> list[int]:
+    """The noise shape (B, C, h, w) made higher, so that ComfyUI asks for `num_bytes` more.
+
+    The shape is only estimated from, and all that a wrapper can change; the estimate grows with the height.
+    """
+
+    def higher(rows: int) -> list[int]:
+        return [*shape[:-2], shape[-2] + rows, shape[-1]]
+
+    row = model.memory_required(higher(1)) - model.memory_required(higher(0))
+    return higher(math.ceil(num_bytes / row))
+
+
+def attach_stock_cache(model: Any, settings: StockSettings, report: Callable[[str], None] = log.info) -> Any:
+    """A clone of the ModelPatcher that reuses references between steps.
+
+    `report` hears when their memory does not suffice. Raises ValueError for anything but FLUX.1.
+    """
+    cache = StockCache(flux_network(model, "the reference cache"), settings, report)
     patched = detach_reference_cache(model)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, cache.outer_sample)
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, cache.diffusion_model)
+    for kind, wrapper in zip(
+        WRAPPERS, (cache.outer_sample, cache.prepare_sampling, cache.diffusion_model), strict=True
+    ):
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched

@@ -1,0 +1,143 @@
+"""The memory of references that are kept from step to step: asked for beforehand, and done without."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cached_runs import reference, sampled
+from tiny_flux import tiny_conditioning, tiny_flux
+from torch import Tensor
+
+pytestmark = pytest.mark.host
+ONE, TWO = reference(6, 8, 5), reference(4, 10, 6)
+SIGMAS = torch.linspace(1, 0, 6)
+LAYER_BYTES = 2 * 32 * 4
+"""Keys and values of one token in one layer: 32 channels of 4 bytes."""
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_flux()
+
+
+def stock(model: Any, heard: list[str] | None = None, warm_up: int = 2) -> Any:
+    from pack.model_loaders.stock_cache import StockSettings, attach_stock_cache
+
+    report = print if heard is None else heard.append
+    return attach_stock_cache(model, StockSettings(warm_up=warm_up, refresh_every=100), report)
+
+
+def cache_of(target: Any) -> Any:
+    """The cache behind the wrappers of a MODEL."""
+    from pack.model_loaders.reference_cache import KEY
+
+    from comfy.patcher_extension import WrappersMP
+
+    return target.wrappers[WrappersMP.DIFFUSION_MODEL][KEY][0].__self__
+
+
+def kept_bytes(cache: Any) -> int:
+    layers = [layer for noted in cache.notes.values() for layer in noted.layers.values()]
+    return sum(part.nbytes for layer in layers for part in layer)
+
+
+@pytest.mark.parametrize(("negative", "batch"), [(False, 1), (False, 3), (True, 2)])
+def test_the_memory_of_the_notes_is_asked_for(
+    model: Any, monkeypatch: pytest.MonkeyPatch, negative: bool, batch: int
+) -> None:
+    import comfy.model_management as management
+    import comfy.sample
+
+    asked: list[tuple[float, float]] = []
+    kept: list[int] = []
+    load = management.load_models_gpu
+
+    def loaded(models: Any, memory_required: float = 0, **more: Any) -> None:
+        asked.append((memory_required, more["minimum_memory_required"]))
+        load(models, memory_required=memory_required, **more)
+
+    def run(target: Any) -> None:
+        conds = [tiny_conditioning(seed, reference_latents=[ONE, TWO]) for seed in (0, 1)]
+        noise = torch.randn(batch, 16, 8, 12, generator=torch.manual_seed(0))
+        comfy.sample.sample(
+            target, noise, 4, 2.0 if negative else 1.0, "euler", "simple", *conds, 0 * noise, seed=0
+        )
+
+    target = stock(model)
+    cache = cache_of(target)
+    block = model.model.diffusion_model.final_layer
+    block.register_forward_hook(lambda *_: kept.append(kept_bytes(cache)))
+    monkeypatch.setattr(management, "load_models_gpu", loaded)
+    monkeypatch.setattr(model.model, "memory_required", lambda input_shape, **_: math.prod(input_shape))
+    run(model)
+    run(target)
+    (plain, plain_least), (more, least) = asked
+    branches = 2
+    needed = 4 * LAYER_BYTES * (12 + 10) * batch * branches
+    row = batch * 16 * 12
+    assert needed <= least - plain_least < needed + row
+    assert more - plain >= needed
+    # Without guidance ComfyUI leaves the negative branch out.
+    assert max(kept) == (needed if negative else needed // branches)
+
+
+def test_no_references_ask_for_nothing(model: Any) -> None:
+    from pack.model_loaders.stock_cache import noted_bytes, shape_with_room
+
+    conds = {"positive": [{"cross_attn": None}, {"reference_latents": []}]}
+    assert noted_bytes(model, model.model.diffusion_model, conds, 1) == 0
+    assert shape_with_room(model, (1, 16, 8, 12), 0) == [1, 16, 8, 12]
+
+
+@pytest.mark.parametrize("calls", [0, 2, 6])
+def test_out_of_memory_means_full_steps_and_is_told(
+    model: Any, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Four attentions note in each full step; the next one finds the memory full."""
+    from pack.model_loaders import stock_cache
+
+    import comfy.model_management
+
+    real, done, heard = stock_cache.StepRecorder.__call__, [], []
+    noted: list[int] = []
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if len(done) >= calls:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+        done.append(1)
+        return real(self, *args, **kwargs)
+
+    plain = sampled(model, [ONE, TWO], sigmas=SIGMAS)
+    target = stock(model, heard)
+    cache = cache_of(target)
+    model.model.diffusion_model.final_layer.register_forward_hook(lambda *_: noted.append(len(cache.notes)))
+    with monkeypatch.context() as limited:
+        limited.setattr(stock_cache.StepRecorder, "__call__", full)
+        assert torch.equal(sampled(target, [ONE, TWO], sigmas=SIGMAS), plain)
+    assert heard == [stock_cache.FULL_NOTE]
+    assert noted == [1] * (calls // 4) + [0] * (5 - calls // 4)
+    # The next run tries again.
+    assert not torch.equal(sampled(target, [ONE, TWO], sigmas=SIGMAS), plain)
+    assert len(heard) == 1
+
+
+def test_out_of_memory_without_notes_is_an_error(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management as management
+
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise management.OOM_EXCEPTION("CUDA out of memory")
+
+    monkeypatch.setattr(model.model.diffusion_model.final_layer, "forward", full)
+    with pytest.raises(management.OOM_EXCEPTION):
+        sampled(stock(model, []), [ONE], sigmas=SIGMAS)
+
+
+def test_conditionings_that_are_computed_apart_leave_no_second_notes(model: Any) -> None:
+    cache = cache_of(stock(model))
+    x = torch.zeros(2, 16, 8, 12)
+    for uuids in (["a", "b"], ["c"], ["a"], ["b"]):
+        cache.with_references([ONE], x, {"uuids": uuids})
+    assert list(cache.notes) == [("c",), ("a",), ("b",)]
