@@ -165,9 +165,13 @@ def find_or_write(
     slots = prefix.tokens.slots
     parent, shared = use.cache.best_parent(prefix.elements, slots, context)
     size = bytes_per_token(network.config, like.element_size(), use.settings.eight_bit)
-    needed = size * (prefix.length - shared + len(use.schedule()))
-    if not use.cache.make_room(needed, use.settings.max_bytes):
-        return None
+    times = len(use.schedule())
+    needed = size * (prefix.length - shared + times)
+    if not use.cache.make_room(needed, use.settings.max_bytes, parent):
+        # The parent holds more than the shared rows; all rows anew may be the smaller whole.
+        parent, shared, needed = None, 0, size * (prefix.length + times)
+        if not use.cache.make_room(needed, use.settings.max_bytes):
+            return None
     device = use.placement(needed)
     if device is None:
         return None

@@ -7,7 +7,7 @@ L prefix tokens, K key heads, D channels of a head.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -133,6 +133,17 @@ def shared_rows(mine: tuple[int | str, ...], theirs: tuple[int | str, ...], slot
     return count if any(slot.stop <= count for slot in slots) else 0
 
 
+def with_ancestors(entries: Iterable[Entry]) -> set[Entry]:
+    """The entries and all whose rows they share."""
+    alive: set[Entry] = set()
+    for entry in entries:
+        current: Entry | None = entry
+        while current is not None:
+            alive.add(current)
+            current = current.parent
+    return alive
+
+
 def bytes_per_token(config: OmniGenConfig, item_size: int, eight_bit: bool) -> int:
     """Memory of one prefix token over all layers."""
     size = config.head_dim + 4 if eight_bit else config.head_dim * item_size
@@ -159,13 +170,7 @@ class PrefixCache:
     @property
     def num_bytes(self) -> int:
         """Memory of all entries, and of dropped ones whose rows others still share."""
-        alive: set[Entry] = set()
-        for entry in self.entries.values():
-            current: Entry | None = entry
-            while current is not None:
-                alive.add(current)
-                current = current.parent
-        return sum(entry.num_bytes for entry in alive)
+        return sum(entry.num_bytes for entry in with_ancestors(self.entries.values()))
 
     def find(self, elements: tuple[int | str, ...], context: Hashable) -> Entry | None:
         """The entry of exactly this prefix in this context (weights, dtype, device, stretch, precision)."""
@@ -178,7 +183,10 @@ class PrefixCache:
     def best_parent(
         self, elements: tuple[int | str, ...], slots: tuple[Slot, ...], context: Hashable
     ) -> tuple[Entry | None, int]:
-        """The entry that shares the most leading rows, and how many; a shared part ends in no picture."""
+        """Who owns the last leading row in common, and how many there are; they end in no picture.
+
+        The owner, not the entry that was found: a chain through every prompt so far would never be freed.
+        """
         best, count = None, 0
         for entry in self.entries.values():
             if entry.context != context:
@@ -189,15 +197,27 @@ class PrefixCache:
             )
             if rows > count:
                 best, count = entry, rows
+        while best is not None and best.parent is not None and count <= best.shared:
+            best = best.parent
         return best, count
 
-    def make_room(self, needed: int, limit: int) -> bool:
-        """Drop entries of earlier runs until `needed` bytes fit under `limit`; False if they never do."""
-        for key in [key for key, entry in self.entries.items() if entry.used_in_run < self.run]:
-            if self.num_bytes + needed <= limit:
+    def make_room(self, needed: int, limit: int, keep: Entry | None = None) -> bool:
+        """Drop entries of earlier runs until `needed` bytes fit under `limit`; False if they never do.
+
+        `keep`, a parent to be, and its ancestors stay and count.
+        """
+        kept = with_ancestors([] if keep is None else [keep])
+
+        def fits() -> bool:
+            alive = with_ancestors([*self.entries.values(), *kept])
+            return sum(entry.num_bytes for entry in alive) + needed <= limit
+
+        for key, entry in list(self.entries.items()):
+            if fits():
                 break
-            del self.entries[key]
-        return self.num_bytes + needed <= limit
+            if entry.used_in_run < self.run and entry not in kept:
+                del self.entries[key]
+        return fits()
 
     def add(self, entry: Entry) -> None:
         """Keep a finished entry."""

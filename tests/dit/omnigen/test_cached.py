@@ -186,6 +186,55 @@ def test_the_limit_holds_and_the_result_stays(network, branches):
     assert [entry.elements for entry in cache.entries.values()] == [branches["negative"].elements]
 
 
+def run_prompts(network, cache, prompts, max_bytes):
+    """One run for each prompt on the same two pictures; the bytes kept after each."""
+    torch.manual_seed(3)
+    references = [torch.randn(1, 4, 6, 4), torch.randn(1, 4, 4, 8)]
+    latent, sigma = torch.randn(1, 4, 4, 4), torch.tensor([0.5])
+    kept = []
+    for prompt in prompts:
+        cache.start_run()
+        prefix = prefix_of(f"{ONE} {TWO} {prompt}", references)
+        use = use_of(cache, (0.5,), max_bytes=max_bytes)
+        with torch.inference_mode():
+            result = cached_velocity(network, latent, sigma, prefix, use, torch_attention)
+            torch.testing.assert_close(result, network.velocity(latent, sigma, prefix), atol=1e-5, rtol=1e-5)
+        kept.append(cache.num_bytes)
+    return kept
+
+
+def test_a_new_prompt_every_run_keeps_the_limit_and_the_pictures(network):
+    words = ["red hat", "green hat", "blue coat", "old car", "new bike", "tall tree", "small cat", "wet dog"]
+    prompts = [f"{word} of a long description" for word in words]
+    one, two = run_prompts(network, PrefixCache(), prompts[:2], 2**40)
+    limit = one + 3 * (two - one)
+    cache = PrefixCache()
+    kept = run_prompts(network, cache, prompts, limit)
+    assert max(kept) <= limit
+    first = next(iter(cache.entries.values()))
+    assert all(entry.parent in (None, first) for entry in cache.entries.values())
+    assert cache.prefills == len(words)
+
+
+def test_rows_are_shared_with_who_owns_them(network):
+    cache = PrefixCache()
+    # Repeated, the first prompt's entry stands behind the second's, which has the same rows in common.
+    run_prompts(network, cache, ["red hat", "green hat", "red hat", "blue coat"], 2**40)
+    green, red, blue = cache.entries.values()
+    assert red.parent is None
+    assert green.parent is red
+    assert blue.parent is red
+
+
+def test_a_parent_too_large_for_the_limit_is_not_used(network):
+    """A prompt that grows shares rows with its last version, which owns them: the limit ends the chain."""
+    prompts = ["a cat " + "and a hat " * count for count in range(6)]
+    (limit,) = run_prompts(network, PrefixCache(), prompts[-1:], 2**40)
+    cache = PrefixCache()
+    assert max(run_prompts(network, cache, prompts, limit)) <= limit
+    assert cache.prefills == len(prompts), "every prompt found room"
+
+
 def test_nowhere_to_keep_it_or_switched_off_is_the_plain_pass(network, branches):
     latent, sigma = torch.randn(1, 4, 4, 4), torch.tensor([0.5])
     for options in ({"placement": lambda size: None}, {"enabled": False}, {"max_bytes": 0}):
