@@ -72,11 +72,15 @@ class GuidanceInterval(io.ComfyNode):
             node_id="DreamOmniGuidanceInterval",
             display_name="Guidance Interval",
             category=f"{CATEGORY}/model",
-            description="Computes the negative and image-only branches between two sigmas only; elsewhere "
-            "the positive prediction is used alone, which costs one pass instead of two or three.",
+            description="For rectified-flow models: computes the negative and image-only branches between "
+            "two sigmas only; elsewhere the positive prediction is used alone, one pass instead of 2 or 3.",
             search_aliases=["cfg interval", "guidance limited interval", "skip cfg"],
             inputs=[
-                node_input(io.Model, "model", tooltip="Any MODEL; for KSampler, CFGGuider or DualCFGGuider."),
+                node_input(
+                    io.Model,
+                    "model",
+                    tooltip="A rectified-flow MODEL (Kontext, OmniGen, DreamOmni, ...), for any guider.",
+                ),
                 node_input(
                     io.Float,
                     "start_sigma",

@@ -97,3 +97,101 @@ def test_an_empty_interval(loaded):
 
     with pytest.raises(ValueError, match=r"from sigma 0\.2 down to 0\.5 is empty"):
         GuidanceInterval.execute(loaded[0], 0.2, 0.5)
+
+
+def test_a_model_with_other_sigmas_is_refused(loaded):
+    """SD and SDXL sigmas go up to 14.6: all above 1 would silently lose their guidance."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model = loaded[0]
+    with pytest.raises(ValueError, match=r"is for rectified-flow models .* has sigmas up to 14\.6"):
+        GuidanceInterval.execute(ModelSamplingDiscrete().patch(model, "eps", False)[0], 1.0, 0.25)
+    GuidanceInterval.execute(ModelSamplingSD3().patch(model, 3.0)[0], 1.0, 0.25)
+
+
+def sampled(guider, noise):
+    import comfy.samplers
+
+    sampler = comfy.samplers.sampler_object("euler")
+    with torch.inference_mode():
+        return guider.sample(
+            noise, torch.zeros_like(noise), sampler, torch.tensor([0.5, 0.0]), disable_pbar=True
+        )
+
+
+def test_perp_neg_gets_its_positive_outside(loaded):
+    """Its branches are (positive, negative, empty): the last one is not what it leads to."""
+    from comfy_extras.nodes_perpneg import PerpNegGuider
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model, processor = loaded
+    positive, negative, empty = branches(processor)
+    noise = torch.randn(1, 4, 4, 4)
+    outside, calls = counted(GuidanceInterval.execute(model, 0.4, 0.2).args[0])
+    result = sampled(PerpNegGuider.execute(outside, positive, negative, empty, 4.0, 1.0).args[0], noise)
+    expected = plain(model, (positive, negative), torch.tensor([0.5, 0.0]), noise, scale=1.0)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 1
+    inside = GuidanceInterval.execute(model, 0.6, 0.2).args[0]
+    pair = [
+        sampled(PerpNegGuider.execute(patcher, positive, negative, empty, 4.0, 1.0).args[0], noise)
+        for patcher in (inside, model)
+    ]
+    torch.testing.assert_close(*pair)
+
+
+def test_a_guider_without_a_positive_is_refused(loaded):
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    import comfy.samplers
+
+    class Other(comfy.samplers.CFGGuider):
+        """Calls its conditionings by other names."""
+
+    model, processor = loaded
+    guider = Other(GuidanceInterval.execute(model, 0.4, 0.2).args[0])
+    guider.inner_set_conds({"first": branches(processor)[0]})
+    with pytest.raises(ValueError, match=r"Other names no positive conditioning \(it has first\)"):
+        sampled(guider, torch.randn(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_other_wrappers_are_called_and_samplers_get_an_equal_second_branch(behind, loaded):
+    """`euler_cfg_pp` steps along the second branch, also where only one is evaluated."""
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    import comfy.patcher_extension
+    import comfy.samplers
+
+    model, processor = loaded
+    conds, noise, seen = branches(processor), torch.randn(1, 4, 4, 4), []
+
+    def note(executor, *args):
+        seen.append(args[1])
+        return executor(*args)
+
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    other = model.clone()
+    if not behind:
+        other.add_wrapper_with_key(kind, "note", note)
+    other = GuidanceInterval.execute(other, 0.4, 0.2).args[0]
+    if behind:
+        other.add_wrapper_with_key(kind, "note", note)
+    results = []
+    for patcher, pair in ((other, conds[:2]), (model, (conds[0], conds[0]))):
+        guider = comfy.samplers.CFGGuider(patcher)
+        guider.set_conds(*pair)
+        guider.set_cfg(2.0)
+        with torch.inference_mode():
+            results.append(
+                guider.sample(
+                    noise,
+                    torch.zeros_like(noise),
+                    comfy.samplers.sampler_object("euler_cfg_pp"),
+                    torch.tensor([0.9, 0.5, 0.0]),
+                    disable_pbar=True,
+                )
+            )
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    assert len(seen) == 2
