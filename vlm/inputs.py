@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .chat import frame_of, tokenize_user_text
 
+EMPTY_TEXT = " "
+
 
 def build_inputs(
     processor: Any, text: str, pictures: Sequence[Image.Image], template: str = "chat"
@@ -32,7 +34,8 @@ def build_inputs(
         before = spread_placeholders(
             before, processor.image_token, tokens_per_image(processor, images["image_grid_thw"])
         )
-    ids = torch.tensor([tokenize_user_text(processor.tokenizer, before, text, frame.after)])
+    words = tokenize_user_text(processor.tokenizer, before, text, frame.after)
+    ids = torch.tensor([words]) if words else empty_ids(processor.tokenizer)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -40,6 +43,20 @@ def build_inputs(
         "mm_token_type_ids": (ids == image_token_id(processor)).int(),
         **images,
     }
+
+
+def empty_ids(tokenizer: Any) -> Tensor:
+    """Ids (1, L) that stand for no text and no pictures where a template adds nothing: those of a space.
+
+    Chosen, not published; a model cannot read 0 tokens. Raises ValueError if a space is none either.
+    """
+    ids = tokenizer(EMPTY_TEXT, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(
+            "the prompt is empty and this VLM's tokenizer has no token for a space; write a word, or choose "
+            "the template 'chat'."
+        )
+    return torch.tensor([ids], dtype=torch.long)
 
 
 def accepted_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

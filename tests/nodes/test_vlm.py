@@ -206,6 +206,15 @@ def test_encode_gives_states_mask_and_picture_of_each_token(vlm) -> None:
     assert plain.shape[1] < tokens.shape[1]
 
 
+def test_encode_reads_nothing_at_all_in_the_plain_template(vlm) -> None:
+    from pack.nodes.vlm import VLMEncode
+
+    ((tokens, extras),) = VLMEncode.execute(vlm, "", None, template="plain").args[0]
+    assert tokens.shape[1] == extras["attention_mask"].sum() > 0
+    ((space, _),) = VLMEncode.execute(vlm, " ", None, template="plain").args[0]
+    assert torch.equal(tokens, space)
+
+
 def test_an_unknown_folder_is_named(models_dir) -> None:
     from pack.nodes.vlm import LoadVLM
 

@@ -79,6 +79,17 @@ def test_the_plain_template_is_pictures_and_words(processor) -> None:
     assert frame.after == ""
 
 
+def test_nothing_to_say_is_a_space(processor) -> None:
+    empty, space = (inputs.build_inputs(processor, text, [], "plain") for text in ("", " "))
+    assert empty["input_ids"].dtype == torch.long
+    assert empty["input_ids"].shape[1] > 0
+    assert {name: ids.tolist() for name, ids in empty.items()} == {
+        name: ids.tolist() for name, ids in space.items()
+    }
+    with pytest.raises(ValueError, match="prompt is empty and this VLM's tokenizer has no token for a space"):
+        inputs.empty_ids(lambda *_, **__: {"input_ids": []})
+
+
 def test_placeholders_are_spread_and_tokens_know_their_picture() -> None:
     assert inputs.spread_placeholders("a#b#c", "#", [2, 3]) == "a##b###c"
     ids = torch.tensor([[1, 9, 9, 2, 9, 9, 9, 3]])
