@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..tensor_names import tensor_faults
 from .config import DreamOmniConfig
 from .network import DreamOmniNetwork
 from .vae import SmallVAE, SmallVAEConfig
@@ -22,7 +23,6 @@ FORMAT = "dreamomni-1"
 WEIGHTS, CONFIG = "dit.safetensors", "config.json"
 VAE_WEIGHTS = "vae.safetensors"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-LISTED = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,24 +155,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def check_weights(shapes: Mapping[str, tuple[int, ...]], config: DreamOmniConfig, place: str) -> None:
     """Raise ValueError, listing names, unless the tensors are exactly those of the network."""
     module = DreamOmniNetwork(config, device="meta")
-    expected = {name: tuple(part.shape) for name, part in module.state_dict().items()}
-    faults = {
-        "missing": [name for name in expected if name not in shapes],
-        "unexpected": [name for name in shapes if name not in expected],
-        "of another shape": [
-            f"{name} {shapes[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in shapes and shapes[name] != shape
-        ],
-    }
-    lines = [
-        f"{len(names)} {what}: {', '.join(names[:LISTED])}{' ...' if len(names) > LISTED else ''}"
-        for what, names in faults.items()
-        if names
-    ]
-    if lines:
+    faults = tensor_faults(shapes, {name: tuple(part.shape) for name, part in module.state_dict().items()})
+    if faults:
         raise ValueError(
-            f"{place} does not hold the network its config describes ({'; '.join(lines)}). "
+            f"{place} does not hold the network its config describes ({faults}). "
             "Do config.json and the weights belong together, and is the file complete?"
         )
 

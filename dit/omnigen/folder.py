@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..tensor_names import tensor_faults
 from .config import OmniGenConfig, config_from_json
 from .embed import grid_positions
 from .network import OmniGenNetwork
@@ -18,7 +19,6 @@ from .state_dict import is_diffusers, to_official
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TABLE = "pos_embed"
 SCALES = (".scale_weight", ".weight_scale")
-LISTED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +130,12 @@ def check_table(table: Tensor | None, config: OmniGenConfig) -> None:
 def check_tensors(weights: dict[str, Tensor], config: OmniGenConfig) -> None:
     """Raise ValueError, listing names, unless the tensors are exactly those of the network."""
     expected = OmniGenNetwork(config, device="meta").state_dict()
-    faults = {
-        "missing": [name for name in expected if name not in weights],
-        "unexpected": [name for name in weights if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in expected
-            if name in weights and weights[name].shape != expected[name].shape
-        ],
-    }
-    lines = [
-        f"{len(names)} {what}: {', '.join(names[:LISTED])}{' …' if len(names) > LISTED else ''}"
-        for what, names in faults.items()
-        if names
-    ]
-    if lines:
+    faults = tensor_faults(
+        {name: tuple(part.shape) for name, part in weights.items()},
+        {name: tuple(part.shape) for name, part in expected.items()},
+    )
+    if faults:
         raise ValueError(
-            f"the weights are not those of this OmniGen ({'; '.join(lines)}). Is the file complete, "
+            f"the weights are not those of this OmniGen ({faults}). Is the file complete, "
             "and does config.json belong to it?"
         )

@@ -1,0 +1,29 @@
+"""Whether a file's tensors are those of a network, and if not, which are at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+LISTED = 6
+"""Names of each kind of fault that a message spells out."""
+
+
+def tensor_faults(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """Missing, unexpected and misshapen tensors in words for a message; None if there are none."""
+    faults = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
+        "of another shape": [
+            f"{name} {shapes[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
+        ],
+    }
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:LISTED])}{' ...' if len(names) > LISTED else ''}"
+        for what, names in faults.items()
+        if names
+    ]
+    return "; ".join(lines) or None
