@@ -20,6 +20,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
 from ..dit.dreamomni.layers import Attention
 from ..dit.dreamomni.network import DreamOmniNetwork
+from .reference_checks import check_batches, check_requests
 from .wrapped_call import call_through_wrappers
 
 REFERENCES = "ref_latents"
@@ -144,11 +145,13 @@ class DreamOmniModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         """VLM tokens, their mask and picture numbers, and the pictures' latents where the network reads them.
 
-        Tokens are never repeated to a common length, as ComfyUI does for text: their places count.
+        Tokens are never repeated to a common length, as ComfyUI does for text: their places count. ValueError
+        for a batch that the sampled one would cut.
         """
         conds: dict[str, comfy.conds.CONDRegular] = {}
         tokens = kwargs.get("cross_attn")
         if tokens is not None:
+            check_requests(tokens, kwargs["noise"])
             conds["c_crossattn"] = comfy.conds.CONDRegular(tokens)
         mask = kwargs.get("attention_mask")
         if mask is not None and not bool(mask.bool().all()):
@@ -158,6 +161,7 @@ class DreamOmniModel(comfy.model_base.BaseModel):
             conds["image_index"] = comfy.conds.CONDRegular(index)
         latents = self.used_references(kwargs)
         if latents:
+            check_batches(latents, kwargs["noise"])
             conds[REFERENCES] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in latents])
         return conds
 

@@ -25,12 +25,14 @@ from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
+from .reference_checks import check_references
 from .wrapped_call import call_through_wrappers
 
 log = logging.getLogger("dreamomni")
 
 CACHE_OPTION = "dreamomni_prefix_cache"
 CACHE_KEY = "dreamomni_prefix_cache"
+SDXL_VAE = "For OmniGen use the SDXL VAE."
 DEVICE_SHARE, RAM_SHARE = 0.6, 0.4
 """Parts of the free memory the cache may take; the rest is the evaluation's and other programs'."""
 
@@ -198,14 +200,16 @@ class OmniGenModel(comfy.model_base.BaseModel):
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
-        """The prefixes of one conditioning; raises if it is not one of OmniGen's."""
+        """The prefixes of one conditioning; raises if it is not OmniGen's or would be cut to the batch."""
         ids = checked_ids(kwargs.get("cross_attn"))
-        latents = [self.process_latent_in(latent) for latent in kwargs.get("reference_latents") or []]
+        references = kwargs.get("reference_latents") or []
+        check_references(references, kwargs["noise"], SDXL_VAE)
+        latents = [self.process_latent_in(latent) for latent in references]
         patch = self.diffusion_model.config.patch_size
         tokens = sequence_from_tensor(
             ids, [(latent.shape[-2] // patch, latent.shape[-1] // patch) for latent in latents]
         )
-        count = max((len(latent) for latent in latents), default=1)
+        count = math.lcm(*(len(latent) for latent in latents))
         prefixes = tuple(
             make_prefix(tokens, [latent[item % len(latent)][None] for latent in latents]).to(kwargs["device"])
             for item in range(count)

@@ -16,8 +16,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ..dit.positions import Grid, PositionScheme, latent_grid, reference_placements
 from .dreamomni_model import POSITIONS, DreamOmniModel
+from .reference_checks import check_references
 
 KEY = "dreamomni_position_encoding"
+FLUX_VAE = "For Kontext use Flux's VAE (ae.safetensors)."
 
 
 def attach_position_encoding(model: Any, scheme: PositionScheme) -> Any:
@@ -129,22 +131,5 @@ def checked_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) ->
     """An OUTER_SAMPLE wrapper: refuses references the sampler would cut or the network cannot read."""
     for conditions in getattr(executor.class_obj, "conds", {}).values():
         for condition in conditions:
-            check_references(condition.get("reference_latents") or [], noise)
+            check_references(condition.get("reference_latents") or [], noise, FLUX_VAE)
     return executor(noise, *args, **kwargs)
-
-
-def check_references(latents: Sequence[Tensor], noise: Tensor) -> None:
-    """Raise ValueError if a reference has other channels than the noise, or would be cut to its batch."""
-    for order, latent in enumerate(latents, start=1):
-        if latent.ndim != noise.ndim or latent.shape[1] != noise.shape[1]:
-            raise ValueError(
-                f"reference {order} is a latent of shape {tuple(latent.shape)}, this model takes "
-                f"{noise.shape[1]} channels: it was encoded with the VAE of another model. For Kontext use "
-                "Flux's VAE (ae.safetensors)."
-            )
-        if noise.shape[0] % latent.shape[0]:
-            raise ValueError(
-                f"reference {order} is a batch of {latent.shape[0]} but {noise.shape[0]} picture(s) are "
-                "sampled, so some would be dropped. Use the latent of Reference Conditioning, or a batch "
-                "of that size."
-            )

@@ -179,6 +179,18 @@ def test_sampler_custom_advanced_gives_the_same_picture(tmp_path) -> None:
     torch.testing.assert_close(output[0]["samples"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_that_would_be_cut_is_refused(tmp_path) -> None:
+    model = load(write_network(tmp_path / "toy"))
+    three = conditioning(pictures=[draw(3, 48, 4, 4, seed=2)])
+    with pytest.raises(ValueError, match=r"reference 1 is a batch of 3 but 1 picture\(s\) are sampled"):
+        sample(model, three)
+    assert len(sample(model, three, latent=torch.zeros(3, 48, 8, 6))) == 3
+    tokens, extras = conditioning()[0]
+    requests = [[tokens.expand(3, -1, -1), extras]]
+    with pytest.raises(ValueError, match=r"batch of 3, .* but 2 picture\(s\) are sampled"):
+        sample(model, requests, latent=torch.zeros(2, 48, 8, 6))
+
+
 def test_a_batch_equals_its_items(tmp_path) -> None:
     model = load(write_network(tmp_path / "toy"))
     tokens, extras = conditioning()[0]

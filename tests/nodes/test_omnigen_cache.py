@@ -242,6 +242,37 @@ def test_nothing_stale_after(change, loaded):
         torch.testing.assert_close(cached, plain, atol=1e-4, rtol=1e-4)
 
 
+def with_references(conds, batch, channels=4):
+    latent = torch.randn(batch, channels, 4, 6, generator=torch.Generator().manual_seed(11))
+    edited = [[[cond[0][0], dict(cond[0][1])]] for cond in conds[:3]]
+    for cond in (edited[0], edited[2]):
+        cond[0][1]["reference_latents"] = [latent]
+    return edited
+
+
+def test_references_of_another_batch_or_vae_are_refused(loaded):
+    model, processor = loaded
+    conds = conditionings(processor)
+    assert conds[0][0][1]["reference_latents"][0].shape == (1, 4, 4, 6)
+    with pytest.raises(ValueError, match=r"reference 1 is a batch of 3 but 1 picture\(s\) are sampled"):
+        run(model, with_references(conds, 3), noise_of())
+    with pytest.raises(ValueError, match=r"takes 4 channels: .* For OmniGen use the SDXL VAE"):
+        run(model, with_references(conds, 1, channels=16), noise_of())
+    assert len(run(model, with_references(conds, 3), noise_of(batch=3))) == 3
+
+
+def test_batches_of_two_sizes_meet_in_every_pair(loaded):
+    model, processor = loaded
+    ids = processor.tokenize(f"{ONE} beside <img><|image_2|></img>", [(32, 32)] * 2).as_tensor()
+    conds = model.model.extra_conds(
+        cross_attn=ids,
+        reference_latents=[torch.randn(count, 4, 4, 4) for count in (2, 3)],
+        noise=torch.zeros(6, 4, 8, 8),
+        device=torch.device("cpu"),
+    )
+    assert len({prefix.elements for prefix in conds["prefixes"].cond}) == 6
+
+
 def test_changes_do_change_the_picture(loaded):
     """The test above could not fail if LoRAs and pictures had no effect."""
     model, processor = loaded

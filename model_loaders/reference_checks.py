@@ -1,0 +1,42 @@
+"""References that a sampler would cut or a network cannot read are refused before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_references(latents: Sequence[Tensor], noise: Tensor, vae: str) -> None:
+    """Raise ValueError if a reference has other channels than the noise, or would be cut to its batch.
+
+    `vae` ends the message: which VAE the model needs.
+    """
+    for order, latent in enumerate(latents, start=1):
+        if latent.ndim != noise.ndim or latent.shape[1] != noise.shape[1]:
+            raise ValueError(
+                f"reference {order} is a latent of shape {tuple(latent.shape)}, this model takes "
+                f"{noise.shape[1]} channels: it was encoded with the VAE of another model. {vae}"
+            )
+    check_batches(latents, noise)
+
+
+def check_batches(latents: Sequence[Tensor], noise: Tensor) -> None:
+    """Raise ValueError if not every picture of a reference's batch would be sampled, equally often."""
+    for order, latent in enumerate(latents, start=1):
+        if len(noise) % len(latent):
+            raise ValueError(
+                f"reference {order} is a batch of {len(latent)} but {len(noise)} picture(s) are sampled, so "
+                "some would be dropped. Use the latent of Reference Conditioning or OmniGen Encode, or a "
+                "batch of that size."
+            )
+
+
+def check_requests(tokens: Tensor, noise: Tensor) -> None:
+    """The same for the VLM's tokens (requests, L, D), one request for each picture of a batch."""
+    if len(noise) % len(tokens):
+        raise ValueError(
+            f"the conditioning is a batch of {len(tokens)}, one for each picture of image_1, but "
+            f"{len(noise)} picture(s) are sampled, so some would be dropped. Use an empty latent with that "
+            "batch size."
+        )
