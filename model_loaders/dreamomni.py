@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import comfy.model_management
-import comfy.model_patcher
-import comfy.utils
-
 from ..dit.dreamomni.storage import WEIGHTS, FolderIndex, check_weights, read_index, read_weights
 from .dreamomni_model import DreamOmniModelConfig
 from .dreamomni_vae import open_vae
+from .patcher import make_patcher
 from .paths import model_folder
 from .vlm import LoadedVLM, load_vlm
 from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
@@ -76,16 +73,5 @@ def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False)
     check_weights(shapes, index.network, str(folder / WEIGHTS))
     model_config = DreamOmniModelConfig(index.network)
     model_config.set_inference_dtype(*chosen_dtypes(weights, weight_dtype))
-    offload = comfy.model_management.unet_offload_device()
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    model = model_config.get_model({}).to(offload)
-    patcher = patcher_class(
-        model, load_device=comfy.model_management.get_torch_device(), offload_device=offload
-    )
-    # Newer hosts ask for both; on the pinned one they do not exist.
-    is_dynamic = getattr(patcher, "is_dynamic", None)
-    model.load_model_weights(weights, "", **({"assign": is_dynamic()} if callable(is_dynamic) else {}))
-    vars(patcher)["cached_patcher_init"] = (load_patcher, (folder, weight_dtype))
-    return patcher
+    again = (load_patcher, (folder, weight_dtype))
+    return make_patcher(model_config, weights, again, disable_dynamic)

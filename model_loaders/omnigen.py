@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import comfy.model_management
-import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.utils
 
@@ -18,6 +16,7 @@ from ..dit.omnigen.folder import OmniGenFiles, find_files, network_weights, read
 from ..dit.omnigen.prefix_cache import CacheSettings
 from .omnigen_model import CACHE_KEY, CACHE_OPTION, OmniGenModelConfig
 from .omnigen_processor import OmniGenProcessor, load_processor
+from .patcher import make_patcher
 from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
 
 NO_FP16 = (
@@ -74,29 +73,19 @@ def load_omnigen(
     files = find_files(folder)
     config = read_config(files.config)
     processor = load_processor(files.tokenizer, config)
-    patcher = load_patcher(folder, weight_dtype)
-    set_prefix_cache(patcher, cache or CacheSettings())
-    return patcher, processor
+    return load_patcher(folder, weight_dtype, cache or CacheSettings()), processor
 
 
-def load_patcher(folder: Path, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+def load_patcher(folder: Path, weight_dtype: str, cache: CacheSettings, disable_dynamic: bool = False) -> Any:
     """The ModelPatcher alone; newer hosts call it again to make one of another kind."""
     files = find_files(folder)
     config = read_config(files.config)
     weights = read_weights(files, config)
     model_config = OmniGenModelConfig({"config": config, "image_model": "omnigen"})
     model_config.set_inference_dtype(*chosen_dtypes(weights, weight_dtype))
-    offload = comfy.model_management.unet_offload_device()
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    model = model_config.get_model({}).to(offload)
-    patcher = patcher_class(
-        model, load_device=comfy.model_management.get_torch_device(), offload_device=offload
-    )
-    # Newer hosts ask for both; on the pinned one they do not exist.
-    is_dynamic = getattr(patcher, "is_dynamic", None)
-    model.load_model_weights(weights, "", **({"assign": is_dynamic()} if callable(is_dynamic) else {}))
+    again = (load_patcher, (folder, weight_dtype, cache))
+    patcher = make_patcher(model_config, weights, again, disable_dynamic)
     follow_runs(patcher)
-    vars(patcher)["cached_patcher_init"] = (load_patcher, (folder, weight_dtype))
+    set_prefix_cache(patcher, cache)
+    patcher.model.cache_settings = cache
     return patcher

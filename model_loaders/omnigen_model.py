@@ -182,6 +182,8 @@ class OmniGenModel(comfy.model_base.BaseModel):
         flow = comfy.model_base.ModelType.FLOW
         super().__init__(model_config, flow, device=device, unet_model=HostNetwork)
         self.memory_usage_factor_conds = ("prefixes",)
+        self.cache_settings = CacheSettings()
+        """The loader's choice; ComfyUI's memory estimate is not told the options of a run."""
         # Weak, or the host would see a model that never dies.
         self.diffusion_model.weights_key = weakref.WeakMethod(self.weights_key)
 
@@ -229,9 +231,17 @@ class OmniGenModel(comfy.model_base.BaseModel):
         lengths = [shape[-1] for shape in (cond_shapes or {}).get("prefixes", [])]
         dtype = self.manual_cast_dtype or self.get_dtype()
         config = self.diffusion_model.config
-        kept = sum(lengths) * bytes_per_token(config, comfy.model_management.dtype_size(dtype), False)
         rows = target + max(lengths, default=0) * input_shape[0]
-        return rows * activation_bytes(config, dtype) + min(kept, CacheSettings().max_bytes)
+        return rows * activation_bytes(config, dtype) + self.kept_bytes(sum(lengths), dtype)
+
+    def kept_bytes(self, length: int, dtype: torch.dtype) -> int:
+        """What the prefix cache is going to hold of `length` tokens under the loader's settings."""
+        settings = self.cache_settings
+        if not settings.enabled:
+            return 0
+        item_size = comfy.model_management.dtype_size(dtype)
+        size = bytes_per_token(self.diffusion_model.config, item_size, settings.eight_bit)
+        return min(length * size, settings.max_bytes)
 
 
 def activation_bytes(config: OmniGenConfig, dtype: torch.dtype) -> float:

@@ -353,6 +353,34 @@ def test_memory_estimate_counts_references_and_cache(loaded):
     assert both - some == 4096 * 2 * 2 * 32 * 4
 
 
+def test_memory_estimate_follows_the_cache_settings(folder):
+    shape, lengths = [1, 4, 128, 128], {"prefixes": [[1, 1, 4096], [1, 1, 4096]]}
+    tokens = 4096 * 2
+
+    def estimate(**settings):
+        return load(folder, **settings)[0].model.memory_required(shape, cond_shapes=lengths)
+
+    without = estimate(enabled=False)
+    assert estimate(max_bytes=0) == without
+    # 2 layers, 4 heads, keys and values: 8 fp32 channels, or 8 bytes and a scale.
+    assert estimate() - without == tokens * 2 * 2 * 4 * 32
+    assert estimate(eight_bit=True) - without == tokens * 2 * 2 * 4 * (8 + 4)
+    assert estimate(max_bytes=1000) - without == 1000
+
+
+def test_another_patcher_of_the_folder_keeps_the_settings(folder):
+    """Newer hosts make one of another kind by calling the loader again."""
+    from pack.dit.omnigen.prefix_cache import CacheSettings
+    from pack.model_loaders.omnigen_model import CACHE_OPTION
+
+    model = load(folder, eight_bit=True)[0]
+    function, arguments = model.cached_patcher_init
+    other = function(*arguments, disable_dynamic=True)
+    settings = CacheSettings(eight_bit=True)
+    assert other.model.cache_settings == model.model.cache_settings == settings
+    assert other.model_options["transformer_options"][CACHE_OPTION] == settings
+
+
 def test_cache_placed_in_ram_when_the_device_is_full(monkeypatch):
     from pack.model_loaders.omnigen_model import placement
 
