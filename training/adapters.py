@@ -86,18 +86,3 @@ def saved_lora(weights: Mapping[str, Tensor], prefix: str, config: AdapterConfig
             module = name.removesuffix(".lora_A.weight")
             tensors[f"{prefix}{module}.alpha"] = torch.tensor(float(config.alpha))
     return tensors
-
-
-def load_lora(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Copy a saved LoRA into the injected one; ValueError lists the keys that do not fit."""
-    parameters = lora_parameters(network)
-    known = {prefix + name: parameter for name, parameter in parameters.items()}
-    given = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
-    wrong = sorted(given.keys() ^ known.keys())
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} keys of the LoRA do not fit this network, first {', '.join(wrong[:3])}"
-        )
-    with torch.no_grad():
-        for name, parameter in known.items():
-            parameter.copy_(given[name])

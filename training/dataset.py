@@ -87,15 +87,6 @@ class EditDataset:
             if report is not None:
                 report(index + 1)
 
-    def require_fingerprint(self, expected: str) -> None:
-        """Raise ValueError if the samples are not the ones a run was started with."""
-        if self.fingerprint != expected:
-            raise ValueError(
-                f"the dataset {self.folder} is not the one this run was started with (its samples changed on "
-                f"disk: {self.fingerprint[:12]} instead of {expected[:12]}). Restore the old files, or start "
-                "a run with a new name."
-            )
-
 
 def find_records(folder: Path) -> Records:
     """The reader for what lies in `folder`: shards, JSONL, or pictures with captions."""

@@ -12,11 +12,6 @@ from ..synthesis.workshop import PLACES
 from .cases import Case
 
 
-def perfect(case: Case) -> Canvas:
-    """The target itself: the judge must pass it."""
-    return case.sample.target
-
-
 def copy_source(case: Case) -> Canvas:
     """The source unchanged; without one, the first reference or a grey canvas."""
     sample = case.sample

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pack.training.dataset import open_dataset
-from pack.training.evaluation.baselines import copy_source, perfect, random_object
+from pack.training.evaluation.baselines import copy_source, random_object
 from pack.training.evaluation.cases import Case, group_of, held_out_cases, shared_with
 from pack.training.evaluation.readout import Reader
 from pack.training.evaluation.report import Rate, markdown_table, rate, rule_table, select
@@ -23,6 +23,10 @@ from pack.training.synthesis.split import HELD_OUT_SHARE, scene_key
 
 TASKS = (*EDIT_TASKS, "multi", "outpaint")
 RECIPE = recipe_for(48, 48)
+
+
+def perfect(case: Case) -> np.ndarray:
+    return case.sample.target
 
 
 def cases(task: str, group: str, count: int = 6, recipe=RECIPE) -> list[Case]:

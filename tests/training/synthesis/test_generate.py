@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pack.training.dataset import open_dataset
+from pack.training.drawn import DrawnSamples, DrawnStore
+from pack.training.encode import pixels_of
 from pack.training.synthesis import worker
 from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.synthesis.stickers import find_stickers
-from pack.training.synthesis.stream import SyntheticDataset
 from pack.training.synthesis.writers import FolderWriter, ShardWriter
 from PIL import Image, ImageDraw
 
@@ -289,22 +291,28 @@ def test_bad_sticker_and_background_folders(tmp_path: Path, monkeypatch: pytest.
         recipe(stickers_folder=str(cuts))
 
 
-def test_a_drawn_dataset_equals_the_written_one(tmp_path: Path) -> None:
+def test_samples_drawn_while_training_equal_the_written_ones(tmp_path: Path) -> None:
     order = job(tmp_path / "a")
-    written, drawn = open_dataset(generate(order)), SyntheticDataset(order.config, order.count)
-    assert len(drawn) == len(written)
-    for one, two in zip(drawn, written, strict=True):
-        assert (one.id, one.task, one.instruction, one.mode) == (two.id, two.task, two.instruction, two.mode)
-        assert one.scene == two.scene
-        pairs = [(one.target, two.target), (one.source, two.source), (one.mask, two.mask)]
-        pairs += list(zip(one.references, two.references, strict=True))
-        for first, second in pairs:
-            assert (first is None) == (second is None)
-            assert first is None or second is None or first.tobytes() == second.tobytes()
-    with pytest.raises(IndexError, match=r"the recipe has the samples 0 to 11, got 12"):
-        drawn[12]
-    with pytest.raises(ValueError, match=r"count must be at least 1, got 0"):
-        SyntheticDataset(order.config, 0)
+    written, store = (
+        open_dataset(generate(order)),
+        DrawnStore(DrawnSamples(config=order.config, count=order.count)),
+    )
+    for index, sample in enumerate(written):
+        drawn = store.read(index)
+        assert (drawn.id, drawn.task, drawn.instruction) == (sample.id, sample.task, sample.instruction)
+        assert drawn.has_source == (sample.source is not None)
+        pictures = [*([sample.source] if sample.source else []), *sample.references]
+        assert len(drawn.references) == len(pictures)
+        for tensor, picture in zip(
+            (drawn.target, *drawn.references), (sample.target, *pictures), strict=True
+        ):
+            assert torch.equal(tensor, pixels_of(picture))
+        assert (drawn.mask is None) == (sample.mask is None)
+        if drawn.mask is not None:
+            assert np.array_equal(drawn.mask[0].numpy() > 0, np.asarray(sample.mask) > 0)
+    store.close()
+    with pytest.raises(IndexError, match=r"there are 12 samples, got number 12"):
+        store.entries[12]
 
 
 def test_memory_stays_flat_with_large_photos_and_stickers(tmp_path: Path) -> None:
