@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,17 +21,13 @@ from ..training.families.dreamomni_setup import network_config
 from ..vlm.chat import rewrite_request
 from ..vlm.reply import ReplyFormatError, parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS
+from .pictures import image_of
 from .progress import check_cancelled
 
 PROBE_SIZE = 64
 TEACH_LONGER = (
     "Teach the translator for more steps (joint preset: translator_steps) and queue again; the run goes on."
 )
-
-
-def image_tensor(image: Image.Image) -> Tensor:
-    """ComfyUI's IMAGE (1, H, W, 3) of a picture."""
-    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255)[None].clone()
 
 
 def picture_of(image: Tensor) -> Image.Image:
@@ -57,7 +52,7 @@ class VaePictures:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Encode one picture."""
-        latent = self.vae.encode(image_tensor(image))
+        latent = self.vae.encode(image_of(image))
         return self.latent_format.process_in(latent)[0].float().cpu().clone()
 
     def decode(self, latent: Tensor) -> Image.Image:

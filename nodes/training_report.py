@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,8 +12,8 @@ from comfy_api.latest import io, ui
 
 from ..training.report import loss_chart, run_summary, sample_strips, words_picture
 from .notes import show_note
+from .pictures import image_of
 from .schema import node_input, node_schema
-from .training_encoders import image_tensor
 from .training_run import TrainingRun, run_notes
 from .types import CATEGORY, Run
 
@@ -22,11 +21,11 @@ from .types import CATEGORY, Run
 def stacked_strips(files: list[Path]) -> Tensor:
     """Pictures as one IMAGE batch (N, H, W, 3), padded to the largest; words without any."""
     if not files:
-        return image_tensor(words_picture("no sample pictures"))
+        return image_of(words_picture("no sample pictures"))
     pictures = []
     for file in files:
         with Image.open(file) as picture:
-            pictures.append(torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255).clone())
+            pictures.append(image_of(picture)[0])
     height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
     batch = torch.ones(len(pictures), height, width, 3)
     for index, picture in enumerate(pictures):
@@ -62,7 +61,7 @@ class TrainingReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: TrainingRun) -> io.NodeOutput:
-        chart = image_tensor(loss_chart(run.folder))
+        chart = image_of(loss_chart(run.folder))
         words = "\n".join(part for part in (run_summary(run.folder), run_notes(run.folder)) if part)
         show_note(cls, words)
         samples = stacked_strips(sample_strips(run.folder))

@@ -111,9 +111,9 @@ def test_a_vae_is_trained_continued_and_opened(
 
 
 def image_of(picture: Image.Image) -> torch.Tensor:
-    from pack.nodes.training_encoders import image_tensor
+    from pack.nodes.pictures import image_of
 
-    return image_tensor(picture)[0]
+    return image_of(picture)[0]
 
 
 def test_names_and_folders_that_cannot_be_used_are_explained(
