@@ -135,15 +135,23 @@ class StorePatcher(ModelPatcher):
         return moved
 
 
-STORES: weakref.WeakKeyDictionary[nn.Module, ReferenceStore] = weakref.WeakKeyDictionary()
-"""The store of every loaded model; it goes when the model goes."""
+PATCHERS: weakref.WeakKeyDictionary[nn.Module, StorePatcher] = weakref.WeakKeyDictionary()
+"""The store of every loaded model and its one patcher; they go when the model goes.
 
-
-def store_of(model: Any) -> ReferenceStore:
-    """The store of the network behind a ModelPatcher, the same for all its clones."""
-    return STORES.setdefault(model.model, ReferenceStore())
+ComfyUI takes a store whose patcher is gone for a memory leak, so a new one for every node would not do.
+"""
 
 
 def store_patcher(model: Any) -> StorePatcher:
     """What `set_additional_models` wants: the model's store under ComfyUI's memory management."""
-    return StorePatcher(store_of(model), load_device=model.load_device, offload_device=model.offload_device)
+    if model.model not in PATCHERS:
+        store = ReferenceStore()
+        PATCHERS[model.model] = StorePatcher(
+            store, load_device=model.load_device, offload_device=model.offload_device
+        )
+    return PATCHERS[model.model]
+
+
+def store_of(model: Any) -> ReferenceStore:
+    """The store of the network behind a ModelPatcher, the same for all its clones."""
+    return store_patcher(model).model

@@ -278,6 +278,19 @@ def test_memory_is_counted_moved_and_released(model: Any) -> None:
     assert kept() is None and entry() is None
 
 
+def test_a_second_node_on_the_same_model_is_no_memory_leak(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            target = cached(model)
+            sampled(target, [ONE, TWO])
+            del target
+            gc.collect()
+    assert "leak" not in caplog.text
+    assert store(model).written == 2
+
+
 @pytest.mark.parametrize("settings", [{}, {"precision": "8bit"}])
 def test_references_in_system_memory_are_streamed(
     model: Any, settings: dict, monkeypatch: pytest.MonkeyPatch
