@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ def test_every_offered_picture_is_given_in_its_own_size() -> None:
         assert image.dtype == torch.float32
         drawn = np.asarray(Image.open(pictures_folder() / f"{name}.png").convert("RGB"))
         assert np.array_equal((image[0].numpy() * 255).round().astype(np.uint8), drawn)
+
+
+def test_every_demo_workflow_names_pictures_there_are() -> None:
+    from pack.nodes.example import example_names
+
+    workflows = sorted((Path(__file__).parents[2] / "workflows").glob("demo-*.json"))
+    assert len(workflows) == 4
+    for path in workflows:
+        nodes = json.loads(path.read_text("utf-8"))["nodes"]
+        named = {n["widgets_values"][0] for n in nodes if n["type"] == "DreamOmniExamplePicture"}
+        assert named and named <= set(example_names()), path.name
 
 
 @pytest.mark.parametrize("name", ["gone", "../README", "", "/etc/hosts"])
