@@ -133,12 +133,12 @@ class Trainer:
             self.one_step()
             if self.validation_is_due() and self.validate():
                 return "stopped"
-            samples = config.output.sample_every and session.step % config.output.sample_every == 0
-            if (
-                samples or session.step % config.output.checkpoint_every == 0
-            ) and not session.monitor.is_suspect:
+            output = config.output
+            shows = output.sample_every > 0 and session.step % output.sample_every == 0
+            keeps = shows or session.step % output.checkpoint_every == 0
+            if keeps and not session.monitor.is_suspect:
                 self.save()  # before sampling, so that a crash there loses nothing
-            if samples:
+            if shows:
                 self.preview()
         return "finished"
 

@@ -101,7 +101,7 @@ def test_finished_runs_are_measured_judged_and_not_done_again(place: Workplace, 
     with pytest.raises(TrainingError, match=r"1 of 1 runs are not finished \(edits-only-seed-0 first\)"):
         all_results(place, [job for job in jobs_of("d", 1, TINY) if job.variant.mixture == "edit"])
     other = Workplace(place.folder, Budget(steps=3, measured=2))
-    with pytest.raises(ValueError, match="holds this run with another budget or other settings"):
+    with pytest.raises(ValueError, match="holds this run with another budget, model or other settings"):
         known_result(other, Job(variant=REFERENCE, seed=0, budget=other.budget))
     text = write_report("c", results, TINY, 1, tmp_path, {})
     assert "| changed region not weighted | edits |" in text and (tmp_path / "ablation-c.png").is_file()
@@ -127,6 +127,10 @@ def test_positions_are_taught_to_a_finished_model(place: Workplace, tmp_path: Pa
     assert read_index(base).network.reference_positions == "index+offset"
     assert (model / "loras" / "edit.safetensors").is_file()
     assert list(all_results(mine, [job])[job.name]["judged"]) == ["reference"]
+    another = Workplace(tmp_path, TINY, model)
+    (model / "dit.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="holds this run with another budget, model or other settings"):
+        all_results(another, [job])
     with pytest.raises(ValueError, match=r"name its folder with --model, or train one first"):
         Workplace(tmp_path, TINY, tmp_path / "none").base_model()
 
