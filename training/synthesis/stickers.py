@@ -134,7 +134,10 @@ def iconify_icons(path: Path) -> dict[str, Any]:
 
 
 def load_sticker(file: StickerFile) -> Image.Image:
-    """The RGBA sticker, cut to what is visible; raises ValueError if nothing of it is transparent."""
+    """The RGBA sticker, cut to what is visible.
+
+    Raises ValueError for a photo (nothing is transparent) and for an empty one. A drawn square may be full.
+    """
     if file.icon is not None:
         data = iconify_icons(file.path)
         icon = data["icons"][file.icon]
@@ -147,14 +150,16 @@ def load_sticker(file: StickerFile) -> Image.Image:
     else:
         image = decode_picture(file.path, str(file.path)).convert("RGBA")
     alpha = np.asarray(image.getchannel("A"))
-    if int(alpha.min()) == 255:
+    is_drawn = file.icon is not None or file.path.suffix.lower() == ".svg"
+    if int(alpha.min()) == 255 and not is_drawn:
         raise ValueError(
             f"{file.path} has no transparency, so it is no sticker. Cut its subject out, or move it to the "
             "folder of backgrounds."
         )
     box = Image.fromarray((alpha > 8).astype(np.uint8) * 255).getbbox()
     if box is None:
-        raise ValueError(f"{file.path} is fully transparent. Remove it from the folder.")
+        icon = f" (icon {file.icon})" if file.icon is not None else ""
+        raise ValueError(f"{file.path}{icon} is fully transparent. Remove it from the folder.")
     return image.crop(box)
 
 

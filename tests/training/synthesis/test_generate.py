@@ -19,7 +19,7 @@ from pack.training.synthesis import worker
 from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
 from pack.training.synthesis.samples import Synthesizer
-from pack.training.synthesis.stickers import find_stickers
+from pack.training.synthesis.stickers import find_stickers, load_sticker
 from pack.training.synthesis.writers import FolderWriter, ShardWriter
 from PIL import Image, ImageDraw
 
@@ -247,6 +247,17 @@ def test_iconify_files_are_drawn(tmp_path: Path) -> None:
     pictures = [made.sample(index) for index in range(8)]
     drawn = next(sample for sample in pictures if "red ball" in sample.plan.instruction)
     assert ((drawn.target == (255, 0, 0)).all(axis=2)).sum() > 40
+
+
+def test_a_drawn_square_is_a_sticker_and_an_empty_icon_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    icons = {"square": {"body": '<rect width="32" height="32" fill="#00f"/>'}, "nothing": {"body": ""}}
+    (tmp_path / "icons.json").write_text(json.dumps({"width": 32, "height": 32, "icons": icons}))
+    files = {file.icon: file for file in find_stickers(tmp_path)}
+    full = np.asarray(load_sticker(files["square"]))
+    assert full.shape[0] == full.shape[1] and (full == (0, 0, 255, 255)).all()
+    with pytest.raises(ValueError, match=r"icons\.json \(icon nothing\) is fully transparent"):
+        load_sticker(files["nothing"])
 
 
 def test_vector_stickers_without_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
