@@ -95,14 +95,14 @@ def train(folder: Path, run: RunFile, team: Team, talk: Talk) -> int:
         talk({"event": "plan", "step": 0, "text": memory_plan(session, place)})
         cancelled = cancel_watch(folder, run.watch_parent)
         Trainer(session, place, team, talk, cancelled, run.base_hashes).run()
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, DivergedError) as error:
         step = session.step if session is not None else 0
+        if isinstance(error, DivergedError):
+            talk({"event": "error", "step": step, "message": str(error)})
+            return EXIT_DIVERGED
         (folder / MEMORY_RAN_OUT).touch()
         talk({"event": "out_of_memory", "step": step, "message": str(error)[:500]})
         return EXIT_OUT_OF_MEMORY
-    except DivergedError as error:
-        talk({"event": "error", "step": session.step if session is not None else 0, "message": str(error)})
-        return EXIT_DIVERGED
     return 0
 
 

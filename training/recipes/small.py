@@ -204,9 +204,8 @@ class SmallRecipe:
 
     def base_stages(self) -> tuple[StageConfig, ...]:
         """One stage, or two when `further_steps` are wanted."""
-        first = self.stage(self.steps, self.learning_rate, self.batch_size)
-        further = self.stage(max(1, self.further_steps), self.further_learning_rate, self.batch_size)
-        return (first, further) if self.further_steps else (first,)
+        planned = ((self.steps, self.learning_rate), (self.further_steps, self.further_learning_rate))
+        return tuple(self.stage(steps, rate, self.batch_size) for steps, rate in planned if steps)
 
     def stage(self, steps: int, rate: float, batch_size: int) -> StageConfig:
         """The one stage of a run."""
