@@ -6,12 +6,16 @@ import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from comfy.model_management import intermediate_device
+
 from ..vlm.encoder import DEFAULT_LAYER, VLMFeatures
+from ..vlm.vision import PictureTokens, Pixels
 from .reference_store import Same
 
 if TYPE_CHECKING:
@@ -79,6 +83,23 @@ class FeatureCache(OwnedCache[VLMFeatures]):
         return self.find(vlm, key, lambda: vlm.features_of(request, layer))
 
 
+class PictureCache(OwnedCache[PictureTokens]):
+    """Tokens of the vision tower by VLM and pictures, for other words about the same pictures."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__(lambda picture: picture.tokens.nbytes, max_bytes)
+
+    def get(self, vlm: LoadedVLM, pixels: Pixels, compute: Callable[[], PictureTokens]) -> PictureTokens:
+        """The tokens of a request's pictures, made by `compute` if they are not kept."""
+
+        def computed() -> PictureTokens:
+            made = compute()
+            return replace(made, tokens=made.tokens.to(intermediate_device()))
+
+        key = (vlm.identity, weights_state(vlm.patcher), request_key(pixels))
+        return self.find(vlm, key, computed)
+
+
 def weights_state(patcher: Any) -> Hashable:
     """Changes with every patch of the weights and every replaced part of the network."""
     replaced = sorted(patcher.object_patches.items(), key=lambda item: item[0])
@@ -101,3 +122,4 @@ def features_bytes(features: VLMFeatures) -> int:
 
 ENCODED = EncodeCache()
 FEATURES = FeatureCache()
+PICTURES = PictureCache()

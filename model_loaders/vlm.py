@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 import comfy.model_management
 import comfy.model_patcher
 
-from ..vlm import encoder, generate, inputs, memory
+from ..vlm import encoder, generate, inputs, memory, vision
 from ..vlm.images import pictures_of
-from .encode_cache import FeatureCache
+from .encode_cache import PICTURES, FeatureCache, PictureCache
 from .vlm_files import VLMFolder, open_vlm_folder
 from .vlm_layers import move_buffers, use_castable_layers
 from .vlm_quantize import QUANTIZERS, import_bitsandbytes, quantize
@@ -77,6 +78,7 @@ class LoadedVLM:
         self.load_device = load_device
         self.offload_device = offload_device
         self.precision = choose_precision(precision, load_device)
+        self.seen: PictureCache = PICTURES
 
     @property
     def identity(self) -> str:
@@ -114,7 +116,7 @@ class LoadedVLM:
         """The greedy answer to one chat turn of pictures and text; of picture batches the first is read."""
         pictures = pictures_of(images)[0]
         request = self.make_ready(inputs.build_inputs(self.processor, text, pictures), max_new_tokens)
-        with torch.no_grad():
+        with torch.no_grad(), self.pictures_once():
             return generate.generate_reply(
                 self.network, self.processor.tokenizer, request, max_new_tokens, on_token
             )
@@ -148,10 +150,15 @@ class LoadedVLM:
         counts = inputs.tokens_per_image(self.processor, grid) if grid is not None else []
         index = inputs.image_index(request["input_ids"], inputs.image_token_id(self.processor), counts)
         mask = request["attention_mask"].bool()
-        with torch.no_grad():
-            tokens = encoder.encode(self.network, self.make_ready(request, 0), layer)
+        ready = self.make_ready(request, 0)
+        with torch.no_grad(), self.pictures_once():
+            tokens = encoder.encode(self.network, ready, layer)
         target = comfy.model_management.intermediate_device()
         return encoder.VLMFeatures(tokens=tokens.to(target), attention_mask=mask, image_index=index)
+
+    def pictures_once(self) -> AbstractContextManager[None]:
+        """Inside the block the vision tower does not run for pictures it has seen."""
+        return vision.pictures_from(self.network, partial(self.seen.get, self))
 
     def make_ready(self, request: dict[str, Tensor], new_tokens: int) -> dict[str, Tensor]:
         """Have ComfyUI make room and load the network; the request on its device."""
