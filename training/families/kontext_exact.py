@@ -19,6 +19,11 @@ from torch import Tensor
 from ...dit.reference_branch import REFERENCE_GUIDANCE, REFERENCE_POOLED, REFERENCE_SIGMA
 from ..adapters import lora_off
 
+MOST_TOKENS = 4096
+"""Tokens of the references that go through the network together: small ones waste a pass of their own."""
+Turns = tuple[Tensor, Tensor]
+"""Cosines and sines (L, D) of positions."""
+
 
 @dataclass(slots=True)
 class KeptReferences:
@@ -29,12 +34,15 @@ class KeptReferences:
     offload: bool = False
     """Keep them in host memory and copy each layer's when it is needed."""
 
-    def add(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keep what one reference left in a layer."""
-        if self.offload:
-            key, value = key.cpu(), value.cpu()
-        self.keys.setdefault(layer, []).append(key)
-        self.values.setdefault(layer, []).append(value)
+    def add(self, layer: int, key: Tensor, value: Tensor, places: Sequence[Turns]) -> None:
+        """Keep what references left in a layer: keys before RoPE and values (R B, L, heads, D), R places."""
+        pairs = zip(key.chunk(len(places)), value.chunk(len(places)), places, strict=True)
+        for own_key, own_value, place in pairs:
+            turned = rotated(own_key, place)
+            if self.offload:
+                turned, own_value = turned.cpu(), own_value.cpu()
+            self.keys.setdefault(layer, []).append(turned)
+            self.values.setdefault(layer, []).append(own_value)
 
 
 class ReferenceProcessor:
@@ -51,14 +59,15 @@ class ReferenceProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         kept: KeptReferences | None = None,
-        writes: bool = False,
+        places: Sequence[Turns] = (),
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attention output(s) of diffusers' FluxAttention."""
+        """Attention output(s) of diffusers' FluxAttention; with `places` the references there are kept."""
         query, key, value = projections(attn, hidden_states, encoder_hidden_states)
+        if kept is not None and places:
+            kept.add(id(attn), key[:, 1:], value[:, 1:], places)
         if image_rotary_emb is not None:
             query, key = rotated(query, image_rotary_emb), rotated(key, image_rotary_emb)
-        if kept is not None and writes:
-            kept.add(id(attn), key[:, 1:], value[:, 1:])
+        if places:
             attended = alone(query, key, value)
         else:
             if kept is not None:
@@ -112,21 +121,64 @@ def install(network: Any) -> None:
         block.attn.processor = ReferenceProcessor()
 
 
-def write_reference(
-    network: Any, inputs: dict[str, Any], tokens: Tensor, ids: Tensor, kept: KeptReferences
+def write_references(
+    network: Any,
+    inputs: dict[str, Any],
+    tokens: Sequence[Tensor],
+    ids: Sequence[Tensor],
+    kept: KeptReferences,
 ) -> None:
-    """Keep the keys and values of one reference, tokens (B, L, D) at ids (L, 3), of the base network."""
-    sigma = torch.full_like(inputs["timestep"], REFERENCE_SIGMA)
+    """Keep the keys and values that the base network makes of references, tokens (B, L, D) at ids (L, 3)."""
+    for group in passes(tokens, ids):
+        write_group(network, inputs, [tokens[n] for n in group], [ids[n] for n in group], kept)
+
+
+def passes(tokens: Sequence[Tensor], ids: Sequence[Tensor]) -> list[list[int]]:
+    """Neighbouring references whose tokens lie alike go together, up to `MOST_TOKENS`.
+
+    Each sees only itself, so where it is turns its keys and nothing else.
+    """
+    found: list[list[int]] = []
+    for number, reference in enumerate(tokens):
+        group = found[-1] if found else []
+        fits = (len(group) + 1) * reference.shape[1] <= MOST_TOKENS
+        if group and fits and alike(ids[group[0]], ids[number]):
+            group.append(number)
+        else:
+            found.append([number])
+    return found
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two references' ids (L, 3) differ by one shift of all."""
+    return one.shape == other.shape and bool((one - one[:1] == other - other[:1]).all())
+
+
+def write_group(
+    network: Any,
+    inputs: dict[str, Any],
+    tokens: Sequence[Tensor],
+    ids: Sequence[Tensor],
+    kept: KeptReferences,
+) -> None:
+    """One pass over references whose tokens lie alike."""
+
+    def filled(value: float, *like: int) -> Tensor:
+        return inputs["timestep"].new_full((len(tokens) * len(tokens[0]), *like), value)
+
+    words = filled(0.0, 1, inputs["encoder_hidden_states"].shape[-1])
     with torch.no_grad(), lora_off(network):
         network(
-            hidden_states=tokens,
-            encoder_hidden_states=torch.zeros_like(inputs["encoder_hidden_states"][:, :1]),
-            pooled_projections=torch.full_like(inputs["pooled_projections"], REFERENCE_POOLED),
-            timestep=sigma,
-            img_ids=ids,
+            hidden_states=torch.cat(list(tokens)),
+            encoder_hidden_states=words.to(inputs["encoder_hidden_states"].dtype),
+            pooled_projections=filled(REFERENCE_POOLED, inputs["pooled_projections"].shape[-1]).to(
+                inputs["pooled_projections"].dtype
+            ),
+            timestep=filled(REFERENCE_SIGMA),
+            img_ids=ids[0],
             txt_ids=inputs["txt_ids"][:1],
-            guidance=torch.full_like(sigma, REFERENCE_GUIDANCE),
-            joint_attention_kwargs={"kept": kept, "writes": True},
+            guidance=filled(REFERENCE_GUIDANCE),
+            joint_attention_kwargs={"kept": kept, "places": [network.pos_embed(place) for place in ids]},
             return_dict=False,
         )
 
@@ -136,6 +188,5 @@ def exact_velocity(
 ) -> Tensor:
     """The network's answer for the target's tokens, given references (B, L, D) at ids (L, 3)."""
     kept = KeptReferences(offload=offload)
-    for reference, reference_ids in zip(tokens, ids, strict=True):
-        write_reference(network, inputs, reference, reference_ids, kept)
+    write_references(network, inputs, tokens, ids, kept)
     return network(**inputs, joint_attention_kwargs={"kept": kept}, return_dict=False)[0]

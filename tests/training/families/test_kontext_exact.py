@@ -100,12 +100,16 @@ def masked_velocity(network, family, batch, noisy, sigmas):
     return kontext.unpacked(final, *noisy.shape[-2:])
 
 
+SIZES = {"of different sizes": ((4, 6), (6, 4)), "that go together": ((4, 6), (4, 6))}
+
+
 @pytest.mark.parametrize("recompute", [False, True])
-def test_result_and_gradients_equal_the_masked_pass(tmp_path: Path, recompute: bool) -> None:
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_result_and_gradients_equal_the_masked_pass(tmp_path: Path, recompute: bool, sizes: tuple) -> None:
     family = KontextFamily()
     path = saved_flux(tmp_path, tiny_flux(num_layers=2, num_single_layers=2))
     gradients, answers = [], []
-    item = sample()
+    item = sample(references=sizes)
     noisy, sigmas = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7])
     for exact in (True, False):
         config = run_config(path, reference_attention="exact" if exact else "full")
@@ -114,12 +118,15 @@ def test_result_and_gradients_equal_the_masked_pass(tmp_path: Path, recompute: b
         torch.manual_seed(2)
         for parameter in lora_parameters(network).values():
             parameter.data = torch.randn_like(parameter) * 0.1
+        runs: list[int] = []
+        network.x_embedder.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         if exact and recompute:
             assert recompute_blocks(network, family.block_classes(network), offload=True) == 4
         batch = family.collate([item], config, CPU, torch.float32)
         answer = (family.predict_velocity if exact else lambda n, *a: masked_velocity(n, family, *a))(
             network, batch, noisy, sigmas
         )
+        assert len(runs) == (1 + len(set(sizes)) if exact else 1)
         answer.square().mean().backward()
         answers.append(answer.detach())
         gradients.append(lora_parameters(network))
@@ -130,7 +137,7 @@ def test_result_and_gradients_equal_the_masked_pass(tmp_path: Path, recompute: b
 
 def test_what_a_reference_keeps_depends_on_nothing_but_itself(tmp_path: Path) -> None:
     from pack.training.families.kontext import flux_inputs, packed, reference_position_ids
-    from pack.training.families.kontext_exact import KeptReferences, write_reference
+    from pack.training.families.kontext_exact import KeptReferences, write_references
 
     family = KontextFamily()
     config = run_config(saved_flux(tmp_path, tiny_flux()), reference_attention="exact")
@@ -146,9 +153,24 @@ def test_what_a_reference_keeps_depends_on_nothing_but_itself(tmp_path: Path) ->
         from pack.dit.positions import Grid, PositionScheme
 
         ids = reference_position_ids([Grid(2, 3)], PositionScheme.INDEX_OFFSET)[0]
-        write_reference(network, inputs, packed(reference), ids, kept[-1])
+        write_references(network, inputs, [packed(reference)], [ids], kept[-1])
         for parameter in lora_parameters(network).values():
             parameter.data = torch.randn_like(parameter)
     for layer, keys in kept[0].keys.items():
         assert torch.equal(keys[0], kept[1].keys[layer][0])
         assert torch.equal(kept[0].values[layer][0], kept[1].values[layer][0])
+
+
+def test_references_go_together_while_they_lie_alike_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.dit.positions import Grid, PositionScheme, reference_position_ids
+    from pack.training.families import kontext_exact
+
+    grids = [Grid(2, 3), Grid(2, 3), Grid(3, 2), Grid(2, 3), Grid(2, 3), Grid(2, 3)]
+    ids = reference_position_ids(grids, PositionScheme.INDEX_OFFSET)
+    tokens = [torch.zeros(1, grid.num_tokens, 4) for grid in grids]
+    assert kontext_exact.passes(tokens, ids) == [[0, 1], [2], [3, 4, 5]]
+    monkeypatch.setattr(kontext_exact, "MOST_TOKENS", 12)
+    assert kontext_exact.passes(tokens, ids) == [[0, 1], [2], [3, 4], [5]]
+    monkeypatch.setattr(kontext_exact, "MOST_TOKENS", 1)
+    assert kontext_exact.passes(tokens, ids) == [[n] for n in range(6)]
+    assert kontext_exact.passes([], []) == []
