@@ -79,23 +79,34 @@ def pytorch_attention(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attention_pytorch(*args, **kwargs)
 
 
+ON_GPU = {
+    "hidden": 3072,
+    "heads": 24,
+    "double": 19,
+    "single": 38,
+    "device": "cuda",
+    "dtype": torch.bfloat16,
+}
+ON_CPU = {"hidden": 512, "heads": 4, "double": 1, "single": 1, "device": "cpu", "dtype": torch.float32}
+
+
 def scene(**settings: Any) -> Scene:
     """Full size on a GPU, a sixth of the width and of the tokens on a CPU."""
+    if torch.cuda.is_available():
+        return scene_of(ON_GPU, side=128, text=512, rounds=5, **settings)
+    return scene_of(ON_CPU, side=52, text=85, rounds=3, **settings)
+
+
+def tiny_scene() -> Scene:
+    """A network that takes no time, to see what is around it."""
+    size = {**ON_CPU, "hidden": 128, "heads": 1}
+    return scene_of(size, side=4, text=1, rounds=3)
+
+
+def scene_of(size: dict[str, Any], side: int, text: int, rounds: int, **settings: Any) -> Scene:
+    """A random network and its sizes; `settings` are those of the cache."""
     from ..model_loaders.reference_cache import CacheSettings, attach_reference_cache
 
-    if torch.cuda.is_available():
-        size = {
-            "hidden": 3072,
-            "heads": 24,
-            "double": 19,
-            "single": 38,
-            "device": "cuda",
-            "dtype": torch.bfloat16,
-        }
-        side, text, rounds = 128, 512, 5
-    else:
-        size = {"hidden": 512, "heads": 4, "double": 1, "single": 1, "device": "cpu", "dtype": torch.float32}
-        side, text, rounds = 52, 85, 3
     model = random_flux(**size)
     model.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
     return Scene(
