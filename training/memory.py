@@ -112,12 +112,6 @@ def measured_plan(session: Session, tokens: int) -> str:
     return plan_text(session.config, session_footprint(session), tokens)
 
 
-def largest_sample_tokens(shapes: list[list[list[int]]], text_tokens: int, patch: int = 2) -> int:
-    """Tokens of the largest sample: its pictures' latents (C, H, W) in patches, and the text."""
-    counts = [sum(h * w // patch**2 for _, h, w in sample) for sample in shapes]
-    return max(counts, default=0) + text_tokens
-
-
 def smaller(resolution: int) -> int:
     """The next smaller resolution, a multiple of 64 where it is large enough."""
     step = 64 if resolution >= 128 else 16

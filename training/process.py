@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .families import load_family
-from .memory import largest_sample_tokens, measured_plan
+from .memory import measured_plan
 from .metrics import MetricsFile, finite_numbers
 from .run_file import CANCEL, HEARTBEAT, MEMORY_RAN_OUT, RunFile, read_run_file, run_lock
 from .session import Session
@@ -24,7 +24,6 @@ from .trainer import DivergedError, RunFolder, Trainer
 
 log = logging.getLogger("dreamomni")
 
-TEXT_TOKENS = 512
 EXIT_OUT_OF_MEMORY = 75
 EXIT_REFUSED = 65
 EXIT_DIVERGED = 66
@@ -112,7 +111,7 @@ def memory_plan(session: Session, place: RunFolder) -> str:
     for resolution in {stage.resolution for stage in session.config.stages}:
         samples = place.open_samples(resolution)
         samples.close()
-        tokens = max(tokens, largest_sample_tokens(samples.distinct_shapes(), TEXT_TOKENS))
+        tokens = max(tokens, session.family.largest_sample(samples, session.config))
     return measured_plan(session, tokens)
 
 

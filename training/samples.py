@@ -150,6 +150,12 @@ class SampleStore:
         """Shapes of target and references of every sample, for an estimate of memory."""
         return [entry.shapes for entry in self.entries]
 
+    def prompt_lengths(self, part: str) -> list[int]:
+        """First axis of a tensor of every sample's prompt; nothing where there is no tensor or no cache."""
+        if not part or self.cache is None:
+            return []
+        return [self.cache.shape(entry.prompts["full"], part)[0] for entry in self.entries]
+
     def prefetch(self, wanted: Sequence[tuple[int, str]]) -> None:
         """Start reading (index, variant) pairs in the background."""
         for key in wanted:

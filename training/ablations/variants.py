@@ -70,7 +70,7 @@ EXPERIMENTS: dict[str, tuple[Variant, ...]] = {
 class Budget:
     """How much every run gets, and on how much it is judged."""
 
-    steps: int = 320
+    steps: int = 160
     batch_size: int = 32
     lora_steps: int = 100
     lora_batch_size: int = 24

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from ..config import RunConfig, one_of
 from ..objective import noised, region_weights, velocity_loss, velocity_target
 
+if TYPE_CHECKING:
+    from ..samples import SampleStore
+
 IMAGE_ENCODINGS = ("vae", "pixels", "none")
 PROMPT_ENCODINGS = ("clip", "vlm", "processor", "text", "answers")
+TEXT_TOKENS = 512
+"""Taken for a prompt whose length is not known before it is read."""
 PROMPT_VARIANTS = ("full", "no_caption", "no_references", "no_condition")
 
 
@@ -122,6 +127,8 @@ class Family(ABC):
     name: str
     lora_prefix = "transformer."
     """Put before the adapter's module names in the saved file, so that ComfyUI's key map finds them."""
+    prompt_holds_references = False
+    """Whether the tokens of the references are counted among the prompt's."""
 
     @abstractmethod
     def encode_plan(self, config: RunConfig) -> EncodePlan:
@@ -163,6 +170,24 @@ class Family(ABC):
     def num_tokens(self, sample: CachedSample) -> int:
         """Tokens of the target alone, as the dynamic shift counts them."""
         return sample.target.shape[-1] * sample.target.shape[-2] // 4
+
+    def token_side(self, config: RunConfig) -> int:
+        """Latent cells (or pixels, where those are trained on) per token and side."""
+        return 2
+
+    def largest_sample(self, store: SampleStore, config: RunConfig) -> int:
+        """Tokens of the largest sample, words and pictures together: what activations grow with."""
+        side = self.token_side(config)
+        shapes = store.distinct_shapes()
+        if self.prompt_holds_references:
+            shapes = [sample[:1] for sample in shapes]
+        pictures = [sum(-(-h // side) * -(-w // side) for _, h, w in sample) for sample in shapes]
+        words = store.prompt_lengths(self.prompt_part(config)) or [TEXT_TOKENS] * len(pictures)
+        return max(map(sum, zip(pictures, words, strict=True)), default=0)
+
+    def prompt_part(self, config: RunConfig) -> str:
+        """The tensor of a cached prompt with one row for each of its tokens; empty where there is none."""
+        return ""
 
     def collate(
         self, samples: Sequence[CachedSample], config: RunConfig, device: torch.device, dtype: torch.dtype

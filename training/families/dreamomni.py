@@ -102,6 +102,15 @@ class DreamOmniFamily(Family):
         """The DiT blocks."""
         return (DiTBlock,)
 
+    def token_side(self, config: RunConfig) -> int:
+        """Cells of a token; pixels of a token where the network reads pixels."""
+        network = network_config(config)
+        return network.token_pixels if is_blocks(network) else network.cell
+
+    def prompt_part(self, config: RunConfig) -> str:
+        """The VLM's hidden states; a VLM trained along caches words only."""
+        return "" if trains_vlm(config) else "tokens"
+
     def signature(self, sample: CachedSample) -> Hashable:
         """Pictures of equal sizes and prompts of like length, which are padded to the longest."""
         references = tuple(tuple(reference.shape) for reference in sample.references)

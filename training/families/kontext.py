@@ -84,6 +84,10 @@ class KontextFamily(Family):
             install(network)
         return network
 
+    def prompt_part(self, config: RunConfig) -> str:
+        """T5's hidden states."""
+        return "context"
+
     def adapter_targets(self, config: RunConfig) -> list[str]:
         """All attention projections; `options["targets"] = "all"` adds the feed-forward layers."""
         wide = config.options.get("targets") == "all"

@@ -32,6 +32,7 @@ class OmniGenFamily(Family):
 
     name = "omnigen"
     lora_prefix = "diffusion_model."
+    prompt_holds_references = True
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:
         """VAE latents and token ids; an edit's source gets the target's size, as the weighting needs."""
@@ -65,6 +66,10 @@ class OmniGenFamily(Family):
             builder.add(name, weights.pop(name))
         builder.finish(path.name)
         return network
+
+    def prompt_part(self, config: RunConfig) -> str:
+        """Words and the slots of the pictures."""
+        return "ids"
 
     def adapter_targets(self, config: RunConfig) -> list[str]:
         """The authors' targets, attention's projections; `options["targets"] = "all"` adds the MLP."""

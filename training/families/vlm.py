@@ -74,6 +74,10 @@ class VlmFamily(Family):
         """Every draw of a sample is a batch of its own: pictures differ in number and size."""
         return object()
 
+    def prompt_part(self, config: RunConfig) -> str:
+        """Request and answer, pictures and all."""
+        return "input_ids"
+
     def num_tokens(self, sample: CachedSample) -> int:
         """Tokens of request and answer."""
         return sample.prompt["input_ids"].shape[0]
