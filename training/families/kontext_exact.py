@@ -130,7 +130,7 @@ def write_references(
 ) -> None:
     """Keep the keys and values that the base network makes of references, tokens (B, L, D) at ids (L, 3)."""
     for group in passes(tokens, ids):
-        write_group(network, inputs, [tokens[n] for n in group], [ids[n] for n in group], kept)
+        write_group(network, inputs, [(tokens[n], ids[n]) for n in group], kept)
 
 
 def passes(tokens: Sequence[Tensor], ids: Sequence[Tensor]) -> list[list[int]]:
@@ -155,30 +155,26 @@ def alike(one: Tensor, other: Tensor) -> bool:
 
 
 def write_group(
-    network: Any,
-    inputs: dict[str, Any],
-    tokens: Sequence[Tensor],
-    ids: Sequence[Tensor],
-    kept: KeptReferences,
+    network: Any, inputs: dict[str, Any], group: Sequence[tuple[Tensor, Tensor]], kept: KeptReferences
 ) -> None:
-    """One pass over references whose tokens lie alike."""
+    """One pass over references, (tokens, ids), whose tokens lie alike."""
+    tokens, places = zip(*group, strict=True)
+    words, pooled = inputs["encoder_hidden_states"], inputs["pooled_projections"]
+    count = len(group) * len(words)
 
-    def filled(value: float, *like: int) -> Tensor:
-        return inputs["timestep"].new_full((len(tokens) * len(tokens[0]), *like), value)
+    def filled(like: Tensor, value: float, *shape: int) -> Tensor:
+        return like.new_full((count, *shape), value)
 
-    words = filled(0.0, 1, inputs["encoder_hidden_states"].shape[-1])
     with torch.no_grad(), lora_off(network):
         network(
-            hidden_states=torch.cat(list(tokens)),
-            encoder_hidden_states=words.to(inputs["encoder_hidden_states"].dtype),
-            pooled_projections=filled(REFERENCE_POOLED, inputs["pooled_projections"].shape[-1]).to(
-                inputs["pooled_projections"].dtype
-            ),
-            timestep=filled(REFERENCE_SIGMA),
-            img_ids=ids[0],
+            hidden_states=torch.cat(tokens),
+            encoder_hidden_states=filled(words, 0.0, 1, words.shape[-1]),
+            pooled_projections=filled(pooled, REFERENCE_POOLED, pooled.shape[-1]),
+            timestep=filled(inputs["timestep"], REFERENCE_SIGMA),
+            img_ids=places[0],
             txt_ids=inputs["txt_ids"][:1],
-            guidance=filled(REFERENCE_GUIDANCE),
-            joint_attention_kwargs={"kept": kept, "places": [network.pos_embed(place) for place in ids]},
+            guidance=filled(inputs["timestep"], REFERENCE_GUIDANCE),
+            joint_attention_kwargs={"kept": kept, "places": [network.pos_embed(ids) for ids in places]},
             return_dict=False,
         )
 
