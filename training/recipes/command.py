@@ -23,6 +23,7 @@ ADJUSTABLE = {
     "batch_size": int,
     "learning_rate": float,
     "further_steps": int,
+    "refine_steps": int,
     "distinct_samples": int,
     "lora_steps": int,
     "lora_batch_size": int,

@@ -27,6 +27,7 @@ from ..synthesis.config import SynthesisConfig, recipe_for
 from ..synthesis.textures import MAIN_TEXTURES
 from .small_vlm import SmallVLMConfig
 
+HELD_OUT = ValidationConfig().largest_split
 RECIPE = "recipe.json"
 """In a finished model folder: every setting of the recipe."""
 Weighted = tuple[tuple[str, float], ...]
@@ -46,6 +47,21 @@ BASE_TASKS: Weighted = (
     ("detect", 1.0),
 )
 """Text-to-image and editing trained jointly, and how often each is drawn."""
+REFINE_TASKS: Weighted = (
+    ("text_to_image", 4.0),
+    ("add", 2.0),
+    ("remove", 1.0),
+    ("replace", 2.5),
+    ("recolour", 2.0),
+    ("retexture", 2.5),
+    ("move", 2.0),
+    ("scale", 2.0),
+    ("rotate", 1.5),
+    ("inpaint", 1.0),
+    ("segment", 1.0),
+    ("detect", 2.0),
+)
+"""The mix of the second run, with more of what the first one left blurred."""
 EASY_TASKS: Weighted = (
     ("add", 1.0),
     ("remove", 1.0),
@@ -78,6 +94,9 @@ class SmallRecipe:
     further_steps: int = 3_300
     """A second stage on the samples that follow, again with warm-up and cosine."""
     further_learning_rate: float = 2.5e-3
+    refine_steps: int = 4_500
+    """A second run on the finished network, on new samples of `REFINE_TASKS`; 0 leaves it out."""
+    refine_learning_rate: float = 2.5e-3
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
@@ -160,6 +179,11 @@ class SmallRecipe:
             easy_count=min(self.easy_samples, count // 2),
         )
 
+    def refine_samples(self) -> DrawnSamples:
+        """What the second run sees, each sample once; another seed than all before."""
+        config = self.synthesis(REFINE_TASKS, seed=len(LORA_TASKS) + 2)
+        return DrawnSamples(config=config, count=max(self.refine_steps, 1) * self.batch_size + HELD_OUT)
+
     def lora_synthesis(self, task: str) -> SynthesisConfig:
         """What an adapter is trained on; another seed than the network's."""
         config = self.synthesis(LORA_TASKS[task], seed=1 + list(LORA_TASKS).index(task))
@@ -185,6 +209,17 @@ class SmallRecipe:
             output=OutputConfig(checkpoint_every=self.checkpoint_every, sample_every=0),
             memory=MemoryConfig(precision=self.precision, gradient_checkpointing=False),
             seed=self.seed,
+        )
+
+    def refine_run(self, model: Path) -> RunConfig:
+        """The run that goes on with the finished network and its VLM."""
+        return dataclasses.replace(
+            self.base_run(model / "vlm"),
+            name="small-refined",
+            base={"model": str(model), "vlm": str(model / "vlm")},
+            options={"train_vlm": True},
+            stages=(self.stage(self.refine_steps, self.refine_learning_rate, self.batch_size),),
+            seed=self.seed + 1,
         )
 
     def lora_run(self, task: str, model: Path) -> RunConfig:

@@ -122,6 +122,25 @@ def train_base(recipe: SmallRecipe, work: Path, device: str, train: Train) -> Pa
     return train_run(recipe.base_run(vlm), place.folder, hashes, device, train) / "last"
 
 
+def refine(recipe: SmallRecipe, model: Path, work: Path, device: str, train: Train) -> Path:
+    """The finished network and VLM trained on; `model` itself where the recipe asks for no more steps.
+
+    Another model's run has another folder.
+    """
+    if not recipe.refine_steps:
+        return model
+    hashes = model_hashes(model)
+    folder = work / f"refined-{hashes['model'][:8]}"
+    place = RunFolder(folder=folder, cache=folder / "cache")
+    recipe.refine_samples().write(place.recipe(recipe.side))
+    return train_run(recipe.refine_run(model), folder, hashes, device, train) / "last"
+
+
+def model_hashes(model: Path) -> dict[str, str]:
+    """What a run on a finished network depends on."""
+    return {"model": file_sha256(model / "dit.safetensors")}
+
+
 def encode_for(config: RunConfig, data: Path, model: Path, manifest: Path, cache: Path) -> None:
     """Encode a dataset folder as the finished model reads it, for an adapter run on it."""
     encoding = Encoding(
@@ -137,7 +156,7 @@ def encode_for(config: RunConfig, data: Path, model: Path, manifest: Path, cache
 
 def train_lora(recipe: SmallRecipe, task: str, model: Path, work: Path, device: str, train: Train) -> Path:
     """One adapter on the finished model; its file. Another model's adapter has another folder."""
-    hashes = {"model": file_sha256(model / "dit.safetensors")}
+    hashes = model_hashes(model)
     folder = work / f"{task}-lora-{hashes['model'][:8]}"
     config = recipe.lora_run(task, model)
     data = generate(
@@ -191,6 +210,6 @@ def train_small(
     recipe: SmallRecipe, work: Path, out: Path, device: str = "auto", train: Train = run_once
 ) -> Path:
     """Everything from nothing: VLM, network, both adapters, the folder `out`; goes on where it stopped."""
-    model = train_base(recipe, work, device, train)
+    model = refine(recipe, train_base(recipe, work, device, train), work, device, train)
     loras = {task: train_lora(recipe, task, model, work, device, train) for task in LORA_TASKS}
     return assemble(recipe, model, loras, out)

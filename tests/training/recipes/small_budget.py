@@ -33,6 +33,7 @@ def tiny_recipe(**changes: Any) -> SmallRecipe:
     settings = {
         "steps": 2,
         "further_steps": 0,
+        "refine_steps": 1,
         "batch_size": 4,
         "distinct_samples": 60,
         "lora_steps": 2,

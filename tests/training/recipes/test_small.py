@@ -54,6 +54,27 @@ def test_a_second_stage_goes_on_with_the_samples_that_follow(tmp_path: Path) -> 
     assert [(stage.steps, stage.learning_rate) for stage in rates] == [(4, 3e-3), (2, 2.5e-3)]
 
 
+def test_the_second_run_starts_from_the_finished_network_on_new_samples(tmp_path: Path) -> None:
+    still = tiny_recipe(steps=3, refine_steps=3, refine_learning_rate=1e-9)
+    trained = TrainHere()
+    base = small_run.train_base(still, tmp_path, "cpu", trained)
+    refined = small_run.refine(still, base, tmp_path, "cpu", trained)
+    before, after = (tensors_of(folder / "dit.safetensors")[0] for folder in (base, refined))
+    assert refined != base and all(torch.equal(before[name], after[name]) for name in before)
+    words = [tensors_of(folder / "vlm" / "model.safetensors")[0] for folder in (base, refined)]
+    assert all(torch.allclose(words[0][name], words[1][name], atol=1e-7) for name in words[0])
+    assert read_index(refined).network == read_index(base).network
+    seen = trained.losses["small-refined"]
+    assert len(seen) == 3 and not set(seen) & set(trained.losses["small-base"])
+    moved = dataclasses.replace(still, refine_learning_rate=1e-2)
+    other = small_run.refine(moved, base, tmp_path / "moved", "cpu", trained)
+    changed = tensors_of(other / "dit.safetensors")[0]
+    assert any(not torch.equal(before[name], changed[name]) for name in before)
+    assert (
+        small_run.refine(dataclasses.replace(still, refine_steps=0), base, tmp_path, "cpu", trained) == base
+    )
+
+
 def test_the_check_of_repeatability(tmp_path: Path) -> None:
     trained = TrainHere()
     last = check_repeat(tiny_recipe(steps=9), tmp_path, 4, "cpu", trained)
@@ -99,7 +120,9 @@ def test_the_folder_is_whole_small_and_says_how_it_was_made(tiny_model: Path) ->
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
         if name != "vlm/model":
             config = json.loads(metadata["dreamomni.recipe"])
-            assert config["seed"] == tiny_recipe().seed and "/" not in str(config["base"].values())
+            assert config["seed"] == tiny_recipe().seed + (name == "dit") and "/" not in str(
+                config["base"].values()
+            )
 
 
 def test_a_model_over_the_limit_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
@@ -147,7 +170,8 @@ def test_the_full_size_model_stays_under_the_limit(tmp_path: Path) -> None:
 
 def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     recipe = SmallRecipe(side=64)
-    runs = [recipe.base_run(tmp_path), *(recipe.lora_run(task, tmp_path) for task in LORA_TASKS)]
+    adapters = [recipe.lora_run(task, tmp_path) for task in LORA_TASKS]
+    runs = [recipe.base_run(tmp_path), recipe.refine_run(tmp_path), *adapters]
     assert all(from_json(RunConfig, to_json(run)) == run for run in runs)
     tasks = {task for task, _ in (*BASE_TASKS, *(pair for tasks in LORA_TASKS.values() for pair in tasks))}
     assert tasks <= TASK_WEIGHTS.keys()
@@ -156,7 +180,10 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     assert {drawn.config.split, drawn.easy.split} == {"train"}
     assert {task for task, _ in drawn.easy.tasks} < {task for task, _ in drawn.config.tasks}
     seeds = {recipe.lora_synthesis(task).seed for task in LORA_TASKS} | {drawn.config.seed, drawn.easy.seed}
-    assert len(seeds) == 4
+    further = recipe.refine_samples()
+    assert len(seeds | {further.config.seed}) == 5 and further.config.split == "train"
+    assert {task for task, _ in further.config.tasks} == {task for task, _ in drawn.config.tasks}
+    assert further.count >= recipe.refine_steps * recipe.batch_size, "each sample once"
     few = dataclasses.replace(recipe, distinct_samples=9).base_samples()
     assert few.easy_count == 4
     with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
