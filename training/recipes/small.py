@@ -77,6 +77,8 @@ LORA_TASKS: dict[str, Weighted] = {
     "generate": (("reference_generation", 1.0),),
 }
 """The adapters for several pictures, and what each is taught."""
+LORA_SINGLE_SHARE = 0.35
+"""Share of their scenes with one object; the others bring requests with two and three references."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,9 +104,9 @@ class SmallRecipe:
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
     easy_samples: int = 30_000
     """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
-    lora_steps: int = 900
+    lora_steps: int = 1_000
     lora_batch_size: int = 48
-    lora_samples: int = 12_000
+    lora_samples: int = 16_000
     lora_learning_rate: float = 2e-3
     lora_rank: int = 24
     objects: tuple[int, int] = (1, 3)
@@ -187,7 +189,7 @@ class SmallRecipe:
     def lora_synthesis(self, task: str) -> SynthesisConfig:
         """What an adapter is trained on; another seed than the network's."""
         config = self.synthesis(LORA_TASKS[task], seed=1 + list(LORA_TASKS).index(task))
-        return dataclasses.replace(config, single_share=0.5)
+        return dataclasses.replace(config, single_share=LORA_SINGLE_SHARE)
 
     def base_run(self, vlm: Path) -> RunConfig:
         """The run that trains network and VLM together."""
