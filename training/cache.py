@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from .files import write_tensors
@@ -52,7 +52,8 @@ class TensorCache:
         if not path.is_file():
             raise FileNotFoundError(f"cache entry {path} is gone; queue the training again to encode it anew")
         try:
-            return load_file(path)
+            # Read, not mapped: the kernel allows a process some 65,000 maps, and samples are kept open.
+            return load(path.read_bytes())
         except SafetensorError as error:
             path.unlink(missing_ok=True)
             raise ValueError(

@@ -197,6 +197,17 @@ def test_a_lost_or_damaged_cache_entry_says_what_to_do(tmp_path: Path) -> None:
     assert "ab" not in cache
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux tells a process's maps")
+def test_what_was_read_holds_no_file_open(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path)
+    cache.write("abc", {"latent": torch.arange(6.0).reshape(2, 3)})
+    kept = cache.read("abc")["latent"]
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "a process may map some 65,000 files"
+    cache.path("abc").write_bytes(b"")
+    assert kept.tolist() == [[0, 1, 2], [3, 4, 5]]
+    kept += 1
+
+
 def test_a_mask_is_the_share_of_each_place() -> None:
     image = Image.new("L", (16, 8), 0)
     image.paste(255, (0, 0, 4, 8))
