@@ -105,6 +105,8 @@ class SmallRecipe:
     easy_samples: int = 30_000
     """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
     lora_steps: int = 1_000
+    edit_further_steps: int = 900
+    """A second stage of the edit adapter, which learns three tasks and not one; 0 leaves it out."""
     lora_batch_size: int = 48
     lora_samples: int = 16_000
     lora_learning_rate: float = 2e-3
@@ -234,7 +236,7 @@ class SmallRecipe:
             task=task,
             base={"model": str(model)},
             options={},
-            stages=(self.stage(self.lora_steps, self.lora_learning_rate, self.lora_batch_size),),
+            stages=self.lora_stages(task),
             adapter=AdapterConfig(rank=self.lora_rank, alpha=self.lora_rank),
             optimizer=self.optimizer("adamw", ema_decay=0.99),
         )
@@ -244,8 +246,15 @@ class SmallRecipe:
         planned = ((self.steps, self.learning_rate), (self.further_steps, self.further_learning_rate))
         return tuple(self.stage(steps, rate, self.batch_size) for steps, rate in planned if steps)
 
+    def lora_stages(self, task: str) -> tuple[StageConfig, ...]:
+        """One stage, or two for the edit adapter."""
+        planned = (self.lora_steps, self.edit_further_steps if task == "edit" else 0)
+        return tuple(
+            self.stage(steps, self.lora_learning_rate, self.lora_batch_size) for steps in planned if steps
+        )
+
     def stage(self, steps: int, rate: float, batch_size: int) -> StageConfig:
-        """The one stage of a run."""
+        """One stage of a run."""
         return StageConfig(resolution=self.side, batch_size=batch_size, learning_rate=rate, steps=steps)
 
     def optimizer(self, name: str, ema_decay: float) -> OptimizerConfig:

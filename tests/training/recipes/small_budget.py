@@ -37,6 +37,7 @@ def tiny_recipe(**changes: Any) -> SmallRecipe:
         "batch_size": 4,
         "distinct_samples": 60,
         "lora_steps": 2,
+        "edit_further_steps": 1,
         "lora_batch_size": 4,
         "lora_samples": 6,
         "lora_rank": 2,

@@ -173,6 +173,8 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     adapters = [recipe.lora_run(task, tmp_path) for task in LORA_TASKS]
     runs = [recipe.base_run(tmp_path), recipe.refine_run(tmp_path), *adapters]
     assert all(from_json(RunConfig, to_json(run)) == run for run in runs)
+    lengths = [[stage.steps for stage in run.stages] for run in adapters]
+    assert lengths == [[recipe.lora_steps, recipe.edit_further_steps], [recipe.lora_steps]]
     tasks = {task for task, _ in (*BASE_TASKS, *(pair for tasks in LORA_TASKS.values() for pair in tasks))}
     assert tasks <= TASK_WEIGHTS.keys()
     drawn = recipe.base_samples()
