@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 from ..samplers.solvers import SOLVERS
 from ..training.evaluation.cases import GROUPS, Case, held_out_cases
 from ..training.evaluation.rules import Judge
+from ..training.families.base import Batch
+from ..training.families.dreamomni_vlm import TrainedPair
 from ..training.recipes.editor import FolderEditor, Sampling, canvas, case_noise, question, read_recipe
 from ..training.recipes.small import BASE_TASKS, LORA_TASKS, RECIPE, SmallRecipe
 from .harness import Table
@@ -53,6 +57,14 @@ def trained_tasks(folder: Path, lora: str) -> list[str]:
     )
 
 
+Inside = Callable[[TrainedPair, Batch, Tensor], AbstractContextManager[Any]]
+
+
+def untouched(pair: TrainedPair, batch: Batch, noise: Tensor) -> AbstractContextManager[None]:
+    """The network as it is."""
+    return nullcontext()
+
+
 class Solved:
     """Pictures of some cases with any sampling; words and pictures are read once."""
 
@@ -73,11 +85,12 @@ class Solved:
             yield pair, batch, torch.stack([case_noise(self.cases[number]) for number in numbers]), numbers
 
     @torch.inference_mode()
-    def __call__(self, sampling: Sampling) -> Tensor:
-        """RGB (cases, 3, H, W) in -1..1."""
+    def __call__(self, sampling: Sampling, inside: Inside = untouched) -> Tensor:
+        """RGB (cases, 3, H, W) in -1..1; each batch is solved in the context of its `inside`."""
         found: dict[int, Tensor] = {}
         for pair, batch, noise, numbers in self.batches:
-            found |= zip(numbers, self.editor.solve(pair, batch, noise, sampling), strict=True)
+            with inside(pair, batch, noise):
+                found |= zip(numbers, self.editor.solve(pair, batch, noise, sampling), strict=True)
         return torch.stack([found[number] for number in range(len(self.cases))])
 
 
@@ -113,19 +126,20 @@ def error_table(folder: Path, count: int = CASES) -> Table:
     return drawn_table("Small model, solver error", EVALUATIONS, rows, note)
 
 
+def right_share(cases: Sequence[Case], results: Tensor) -> float:
+    """Per cent of the results (cases, 3, H, W) that the judge passes."""
+    judge = Judge()
+    passed = [judge.judge(case, canvas(row)).success for case, row in zip(cases, results, strict=True)]
+    return 100 * sum(passed) / len(passed)
+
+
 def judged_table(folder: Path, count: int = JUDGED_CASES) -> Table:
     """Right answers, per cent, of some settings."""
-    solved, judge = Solved(folder, cases_of(folder, count)), Judge()
+    solved = Solved(folder, cases_of(folder, count))
     rows = []
     for solver, schedule in JUDGED:
-        shares = []
-        for number in JUDGED_EVALUATIONS:
-            pictures = solved(asked(solver, schedule, number))
-            verdicts = [
-                judge.judge(case, canvas(row)).success
-                for case, row in zip(solved.cases, pictures, strict=True)
-            ]
-            shares.append(100 * sum(verdicts) / len(verdicts))
+        runs = (solved(asked(solver, schedule, number)) for number in JUDGED_EVALUATIONS)
+        shares = [right_share(solved.cases, pictures) for pictures in runs]
         rows.append((f"{solver} / {schedule}", *shares))
     note = f"per cent of {len(solved.cases)} held-out cases, every task alike"
     return drawn_table("Small model, right answers", JUDGED_EVALUATIONS, rows, note)

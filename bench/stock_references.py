@@ -8,7 +8,7 @@ the error, not the time.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +19,10 @@ from torch import Tensor
 from ..dit.dreamomni.layers import scaled_dot_product
 from ..dit.dreamomni.network import DreamOmniNetwork
 from ..training.evaluation.cases import GROUPS, Case, held_out_cases
-from ..training.evaluation.rules import Judge
-from ..training.recipes.editor import Sampling, canvas, read_recipe
+from ..training.recipes.editor import Sampling, read_recipe
 from ..training.recipes.small import LORA_TASKS
 from .harness import Table
-from .small_solvers import MODEL, Solved
+from .small_solvers import MODEL, Solved, right_share
 
 TASKS: dict[str, tuple[str, ...]] = {
     "edits of the source": ("recolour", "replace", "move"),
@@ -111,22 +110,12 @@ def asked_cases(folder: Path, count: int) -> dict[str, list[Case]]:
     }
 
 
-@torch.inference_mode()
-def pictures(solved: Solved, sampling: Sampling, schedule: Schedule | None) -> Tensor:
-    """RGB (cases, 3, H, W) in -1..1, by a schedule of full steps; None computes all of them in full."""
-    found: dict[int, Tensor] = {}
-    for pair, batch, noise, numbers in solved.batches:
-        shown = batch.conditions["references"]
-        with nullcontext() if schedule is None else noting(pair.dit, shown, noise, schedule):
-            found |= zip(numbers, solved.editor.solve(pair, batch, noise, sampling), strict=True)
-    return torch.stack([found[number] for number in range(len(solved.cases))])
-
-
-def right(cases: Sequence[Case], results: Tensor) -> float:
-    """Per cent of the results that the judge passes."""
-    judge = Judge()
-    passed = [judge.judge(case, canvas(row)).success for case, row in zip(cases, results, strict=True)]
-    return 100 * sum(passed) / len(passed)
+def pictures(solved: Solved, sampling: Sampling, schedule: Schedule) -> Tensor:
+    """RGB (cases, 3, H, W) in -1..1, by a schedule of full steps."""
+    return solved(
+        sampling,
+        lambda pair, batch, noise: noting(pair.dit, batch.conditions["references"], noise, schedule),
+    )
 
 
 def error_table(folder: Path, count: int = CASES, steps: int = STEPS) -> Table:
@@ -141,14 +130,14 @@ def error_table(folder: Path, count: int = CASES, steps: int = STEPS) -> Table:
     ]
     for cases in asked_cases(folder, count).values():
         solved = Solved(folder, cases)
-        whole = pictures(solved, sampling, None)
-        rows[0] += ["-", "-", right(cases, whole)]
+        whole = solved(sampling)
+        rows[0] += ["-", "-", right_share(cases, whole)]
         for row, (first, every) in zip(rows[1:], PLANS, strict=True):
             schedule = StockSettings(warm_up=first, refresh_every=every)
             row[1] = sum(map(schedule.is_full, range(steps)))
             results = pictures(solved, sampling, schedule)
             error = psnr(results, whole)
-            row += [float(error.mean()), float(error.quantile(WORST)), right(cases, results)]
+            row += [float(error.mean()), float(error.quantile(WORST)), right_share(cases, results)]
     columns = ["full steps", f"of {steps}"]
     columns += [f"{kind}: {what}" for kind in TASKS for what in ("dB", "worst tenth dB", "right %")]
     note = f"{count} held-out cases for each task and group; dB: PSNR to the run in full"

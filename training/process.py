@@ -94,15 +94,19 @@ def train(folder: Path, run: RunFile, team: Team, talk: Talk) -> int:
         talk({"event": "plan", "step": 0, "text": memory_plan(session, place)})
         cancelled = cancel_watch(folder, run.watch_parent)
         Trainer(session, place, team, talk, cancelled, run.base_hashes).run()
-    except (torch.OutOfMemoryError, DivergedError) as error:
-        step = session.step if session is not None else 0
-        if isinstance(error, DivergedError):
-            talk({"event": "error", "step": step, "message": str(error)})
-            return EXIT_DIVERGED
+    except DivergedError as error:
+        talk({"event": "error", "step": step_of(session), "message": str(error)})
+        return EXIT_DIVERGED
+    except torch.OutOfMemoryError as error:
         (folder / MEMORY_RAN_OUT).touch()
-        talk({"event": "out_of_memory", "step": step, "message": str(error)[:500]})
+        talk({"event": "out_of_memory", "step": step_of(session), "message": str(error)[:500]})
         return EXIT_OUT_OF_MEMORY
     return 0
+
+
+def step_of(session: Session | None) -> int:
+    """How far a run came; 0 where it was not even loaded."""
+    return session.step if session is not None else 0
 
 
 def memory_plan(session: Session, place: RunFolder) -> str:

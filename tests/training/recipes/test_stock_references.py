@@ -37,7 +37,7 @@ def test_the_attention_is_that_of_the_cache() -> None:
             assert torch.allclose(noted(q, k, v)[:, :own], wanted[:, :own], atol=1e-6)
 
 
-def test_full_steps_change_nothing_and_fewer_do(loud_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_steps_change_nothing_and_fewer_do(loud_model: Path) -> None:
     from pack.bench import stock_references
     from pack.bench.small_solvers import Solved
     from pack.model_loaders.stock_cache import StockSettings
@@ -45,7 +45,7 @@ def test_full_steps_change_nothing_and_fewer_do(loud_model: Path, monkeypatch: p
 
     cases = stock_references.asked_cases(loud_model, 1)["scenes from references"]
     solved, sampling = Solved(loud_model, cases), Sampling(evaluations=4)
-    whole = stock_references.pictures(solved, sampling, None)
+    whole = solved(sampling)
     full = stock_references.pictures(solved, sampling, StockSettings(warm_up=4))
     assert torch.equal(full, whole)
     first = stock_references.pictures(solved, sampling, StockSettings(warm_up=1, refresh_every=4))
@@ -59,7 +59,6 @@ def test_the_table(loud_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pack.bench import stock_references
 
     monkeypatch.setattr(stock_references, "PLANS", ((1, 4), (2, 2)))
-    monkeypatch.setattr(stock_references, "STEPS", 4)
     monkeypatch.setattr(stock_references, "TASKS", {"edits of the source": ("remove",)})
     table = stock_references.error_table(loud_model, 1, 4)
     assert [row[:2] for row in table.rows] == [
