@@ -85,9 +85,11 @@ def beta(steps: int, settings: ScheduleSettings) -> Tensor:
 
 
 def omnigen(steps: int, settings: ScheduleSettings) -> Tensor:
-    """OmniGen's t / (t + f - f * t), which counts from noise 0 to data 1, turned to our direction."""
-    time = 1 - uniform_sigmas(steps)
-    return 1 - time / (time + settings.shift_value - settings.shift_value * time)
+    """OmniGen's t / (t + f - f * t), which counts from noise 0 to data 1, turned to our direction.
+
+    With t = 1 - s that is the shift by f. Written as published it ends a rounding error beside 0 for many f.
+    """
+    return fixed_shift(steps, settings)
 
 
 def make_sigmas(name: str, steps: int, settings: ScheduleSettings, denoise: float = 1.0) -> Tensor:

@@ -34,6 +34,14 @@ def test_fixed_shift_is_diffusers(shift: float) -> None:
     torch.testing.assert_close(ours, scheduler.sigmas, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["omnigen", "fixed"])
+def test_the_last_sigma_is_exactly_zero_for_every_shift(name: str) -> None:
+    for hundredths in range(1, 1001):
+        settings = ScheduleSettings(shift_value=hundredths / 100)
+        sigmas = make_sigmas(name, 3, settings)
+        assert (float(sigmas[0]), float(sigmas[-1])) == (1.0, 0.0), settings.shift_value
+
+
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_omnigen_by_its_own_formula(factor: float) -> None:
     time = torch.linspace(0, 1, 51, dtype=torch.float64)
