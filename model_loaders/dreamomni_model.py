@@ -15,11 +15,10 @@ import comfy.model_base
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.supported_models_base
-from comfy.ldm.modules.attention import optimized_attention
 
 from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
-from ..dit.dreamomni.layers import Attention
 from ..dit.dreamomni.network import DreamOmniNetwork
+from .host_attention import host_attention
 from .reference_checks import check_batches, check_requests
 from .wrapped_call import call_through_wrappers
 
@@ -54,23 +53,6 @@ def latent_format(spec: LatentSpec) -> comfy.latent_formats.LatentFormat:
     if spec.kind in STOCK_FORMATS and not spec.rgb_factors:
         return STOCK_FORMATS[spec.kind]()
     return LatentFormat(spec)
-
-
-def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """ComfyUI's attention, with the overrides of this run."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return optimized_attention(
-            query,
-            key,
-            value,
-            query.shape[1],
-            mask=mask,
-            skip_reshape=True,
-            transformer_options=transformer_options,
-        )
-
-    return attend
 
 
 class HostNetwork(DreamOmniNetwork):

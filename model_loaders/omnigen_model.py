@@ -17,7 +17,6 @@ import comfy.model_base
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.supported_models_base
-from comfy.ldm.modules.attention import optimized_attention
 
 from ..dit.omnigen.blocks import Attention
 from ..dit.omnigen.cached import CacheUse, cached_velocity
@@ -25,6 +24,7 @@ from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
+from .host_attention import host_attention
 from .reference_checks import check_references
 from .wrapped_call import call_through_wrappers
 
@@ -55,27 +55,6 @@ class PrefixCondition(comfy.conds.CONDRegular):
     def size(self) -> list[int]:
         """Shape for ComfyUI's memory estimate: all prefix tokens in a row."""
         return [1, 1, sum(prefix.length for prefix in self.cond)]
-
-
-def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """ComfyUI's attention, with the overrides of this run."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            # Some of the host's attention functions add the mask whatever its dtype.
-            lowest = torch.finfo(query.dtype).min
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
-        return optimized_attention(
-            query,
-            key,
-            value,
-            query.shape[1],
-            mask=mask,
-            skip_reshape=True,
-            transformer_options=transformer_options,
-        )
-
-    return attend
 
 
 def placement(size: int, device: torch.device) -> torch.device | None:

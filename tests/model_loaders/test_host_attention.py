@@ -1,0 +1,38 @@
+"""Masked rows are computed with their mask, whatever attention ComfyUI was started with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytestmark = pytest.mark.host
+
+
+def test_a_mask_is_kept_where_the_hosts_attention_would_drop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.model_loaders import host_attention
+
+    calls = []
+
+    def forgetful(
+        query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Any = None, **more: Any
+    ) -> Tensor:
+        """As SageAttention's."""
+        calls.append(more["transformer_options"])
+        return host_attention.attention_pytorch(query, key, value, heads, **more)
+
+    monkeypatch.setattr(host_attention, "optimized_attention", forgetful)
+    options = {"of": "this run"}
+    attend = host_attention.host_attention(options)
+    query, key, value = torch.randn(3, 2, 4, 6, 16, generator=torch.Generator().manual_seed(0))
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    padded = torch.tensor([True, True, True, True, False, False]).expand(2, 1, 1, 6)
+    for mask in (None, causal, padded):
+        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        torch.testing.assert_close(
+            attend(query, key, value, mask), expected.transpose(1, 2).flatten(2), atol=1e-6, rtol=1e-5
+        )
+    assert calls == [options], "only what has no mask goes to the host's choice"
