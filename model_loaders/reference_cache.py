@@ -103,7 +103,7 @@ class ExactCache:
         options = kwargs.get("model_options") or (args[0] if args else None) or model.model_options
         self.run.clear()
         self.seen.clear()
-        self.weights_are_patched = bool(model.patches) and not self.settings.lora_on_references
+        self.weights_are_patched = has_loras(model) and not self.settings.lora_on_references
         self.fill(model, wanted_references(model, conds), options.get("transformer_options", {}))
         return executor(model, noise_shape, conds, *args, **kwargs)
 
@@ -128,13 +128,14 @@ class ExactCache:
 
     def key(self, model: Any, content: str, options: dict[str, Any]) -> ReferenceKey:
         """What must be the same for a kept reference to be read again."""
-        patched = bool(model.patches) and self.settings.lora_on_references
+        added, beside = (model.patches, injections(model)) if self.settings.lora_on_references else ({}, {})
+        injected = [(name, *map(Same, items)) for name, items in sorted(beside.items())]
         replaced = [
             (name, Same(value))
             for name, value in sorted(model.object_patches.items(), key=lambda item: item[0])
             if name != "model_sampling"  # changes sigmas, not the network
         ]
-        weights = (model.patches_uuid if patched else None, *replaced)
+        weights = (model.patches_uuid if added else None, *injected, *replaced)
         return ReferenceKey(content, weights, Same(options.get(OVERRIDE)), self.settings.precision)
 
     def write_missing(
@@ -300,12 +301,22 @@ def num_values(network: Any, latent: Tensor) -> int:
     return 2 * tokens * layers * network.hidden_size
 
 
+def injections(model: Any) -> dict[str, list[Any]]:
+    """What other nodes put beside the network's layers while it is loaded, by its name."""
+    return {name: items for name, items in model.injections.items() if items}
+
+
+def has_loras(model: Any) -> bool:
+    """Whether LoRAs change the network: added to its weights, or beside them as newer hosts can."""
+    return bool(model.patches or injections(model))
+
+
 def without_patches(model: Any) -> Any:
     """A clone with the base weights: no LoRA, everything else as it is."""
-    if not model.patches:
+    if not has_loras(model):
         return model
     base = model.clone()
-    base.patches = {}
+    base.patches, base.injections, base.is_injected = {}, {}, False
     base.patches_uuid = type(model.patches_uuid)(int=model.patches_uuid.int ^ 1)  # other weights, other id
     return base
 

@@ -12,6 +12,7 @@ from ..model_loaders.reference_cache import (
     CacheSettings,
     attach_reference_cache,
     detach_reference_cache,
+    has_loras,
 )
 from ..model_loaders.stock_cache import StockSettings, attach_stock_cache
 from .notes import show_note
@@ -112,7 +113,7 @@ class ReferenceCache(io.ComfyNode):
 def attach_exact(node: type[io.ComfyNode], model: Any, precision: str, lora_on_references: bool) -> Any:
     """The model with the exact cache, whose runs report on the node."""
     settings = CacheSettings(precision=precision, lora_on_references=lora_on_references)
-    if not model.patches:
+    if not has_loras(model):
         return attach_reference_cache(model, settings, reporter(node))
     show_note(node, LORA_NOTE)
     return attach_reference_cache(model, settings, reporter(node, LORA_NOTE))

@@ -67,6 +67,23 @@ def replaced(model: Any, scale: float) -> Any:
     return patched
 
 
+def injected(model: Any, scale: float) -> Any:
+    """A LoRA beside a layer, as newer hosts' bypass loader applies it: no weight changes."""
+    from comfy.patcher_extension import PatcherInjection
+
+    layer = model.model.diffusion_model.double_blocks[0].img_attn.qkv
+
+    def inject(patcher: Any) -> None:
+        layer.forward = lambda x: scale * type(layer).forward(layer, x)
+
+    def eject(patcher: Any) -> None:
+        del layer.forward
+
+    patched = model.clone()
+    patched.set_injections("bypass_lora", [PatcherInjection(inject=inject, eject=eject)])
+    return patched
+
+
 def attention(model: Any, sharpness: float) -> Any:
     """Another node overrides attention."""
     patched = model.clone()
@@ -122,6 +139,14 @@ def with_lora_everywhere(model: Any) -> Any:
     return everywhere(lora(model))
 
 
+def with_injected(model: Any) -> Any:
+    return attach(injected(model, 1.5))
+
+
+def with_injected_everywhere(model: Any) -> Any:
+    return everywhere(injected(model, 1.5))
+
+
 def sharp(model: Any) -> Any:
     return attach(attention(model, 2.0))
 
@@ -157,6 +182,11 @@ CASES = [
     Case("another LoRA", 2, lambda m: everywhere(lora(m, seed=1)), first=with_lora_everywhere),
     Case("a second LoRA", 2, lambda m: everywhere(lora(lora(m), 0, 1.0, SINGLE)), first=with_lora_everywhere),
     Case("LoRA moved onto the references", 2, with_lora_everywhere, first=with_lora),
+    Case("injected LoRA, kept off the references", 0, with_injected),
+    Case("injected LoRA removed, kept off the references", 0, first=with_injected),
+    Case("injected LoRA", 2, with_injected_everywhere, first=everywhere),
+    Case("injected LoRA removed", 2, everywhere, first=with_injected_everywhere),
+    Case("another injected LoRA", 2, lambda m: everywhere(injected(m, 0.5)), first=with_injected_everywhere),
     Case("8 bit", 2, lambda m: attach(m, precision="8bit")),
     Case("back from 8 bit", 2, attach, first=lambda m: attach(m, precision="8bit")),
     Case("number type", 2, lambda m: bfloat16(attach(m))),
