@@ -26,6 +26,8 @@ from .paths import model_adapters
 from .weight_files import read_weights, safetensors_names, weight_paths
 
 FOLDER = "loras"
+SETTINGS_FILE = "adapter_config.json"
+"""What PEFT writes beside its weights."""
 # An edit and a generate LoRA; they can be gigabytes each, so not more are kept.
 MAX_CACHED_FILES = 2
 
@@ -52,7 +54,8 @@ PEFT_PREFIX = re.compile(r"^(transformer\.|unet\.)?base_model\.model\.")
 ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
 TEXT_ENCODER_ROOTS = ("lora_te", "text_encoder", "te1.", "te2.")
 
-_cache: OrderedDict[tuple[str, int, int], dict[str, Tensor]] = OrderedDict()
+FileState = tuple[str, int, int] | None
+_cache: OrderedDict[tuple[FileState, FileState], dict[str, Tensor]] = OrderedDict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,7 @@ def lora_places(model: Any) -> dict[str, Any]:
 def lora_weights(name: str) -> dict[str, Tensor]:
     """Weights of a LoRA file under names ComfyUI reads, with every alpha; the last files used are kept."""
     path = lora_path(name)
-    status = path.stat()
-    key = (str(path), status.st_mtime_ns, status.st_size)
+    key = (state_of(path), state_of(path.with_name(SETTINGS_FILE)))
     if key not in _cache:
         weights, metadata = read_weights([path])
         _cache[key] = normalised(weights, settings_beside(path, metadata))
@@ -131,6 +133,14 @@ def lora_weights(name: str) -> dict[str, Tensor]:
     while len(_cache) > MAX_CACHED_FILES:
         _cache.popitem(last=False)
     return _cache[key]
+
+
+def state_of(path: Path) -> FileState:
+    """A file's path, time and size; None where there is none."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 def normalised(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -160,7 +170,7 @@ def settings_beside(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if "lora_adapter_metadata" in metadata:
         entries = json.loads(metadata["lora_adapter_metadata"])
         return {key.removeprefix("transformer."): value for key, value in entries.items()}
-    config = path.with_name("adapter_config.json")
+    config = path.with_name(SETTINGS_FILE)
     if path.stem == "adapter_model" and config.is_file():
         return json.loads(config.read_text("utf-8"))
     return {}

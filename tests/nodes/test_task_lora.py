@@ -20,7 +20,15 @@ from kontext_steps import (
     relative_error,
     text_of,
 )
-from lora_files import add_random_lora, lora_layers, write_by_diffusers, write_by_peft, write_fused
+from lora_files import (
+    ALPHA,
+    RANK,
+    add_random_lora,
+    lora_layers,
+    write_by_diffusers,
+    write_by_peft,
+    write_fused,
+)
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.host
@@ -155,6 +163,21 @@ def test_the_cache_is_bounded_and_sees_a_changed_file(folder: Path, trained: tup
     assert len(lora._cache) == lora.MAX_CACHED_FILES
     save_file({"lora_unet_img_in.alpha": torch.tensor(1.0)}, str(folder / "3.safetensors"))
     assert len(lora.lora_weights("3.safetensors")) == 1
+
+
+def test_settings_that_come_later_are_heard(folder: Path, trained: tuple) -> None:
+    """Downloaded without adapter_config.json at first: its alpha was not known."""
+    write_by_peft(folder / "run", trained[0])
+    settings = folder / "run" / "adapter_config.json"
+    whole = settings.read_text()
+    settings.unlink()
+    name = "run/adapter_model.safetensors"
+    with_half = patched_weight(switch(kontext_model(), edit=name))
+    settings.write_text(whole)
+    with_all = patched_weight(switch(kontext_model(), edit=name))
+    assert not torch.equal(with_half, with_all)
+    plain = patched_weight(kontext_model())
+    torch.testing.assert_close((with_half - plain) * ALPHA / RANK, with_all - plain, rtol=1e-4, atol=1e-6)
 
 
 def test_unmatched_keys_are_reported(folder: Path, trained: tuple, caplog: pytest.LogCaptureFixture) -> None:
