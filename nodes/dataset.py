@@ -18,7 +18,7 @@ from ..training.synthesis.generate import Job, generate
 from ..training.synthesis.samples import Sample, Synthesizer
 from ..training.synthesis.writers import FORMATS
 from .dataset_folders import dataset_names, find_dataset, input_folder, new_dataset_folder
-from .fingerprints import dataset_state, folder_state
+from .fingerprints import dataset_state, new_dataset_state
 from .pictures import image_of
 from .progress import progress_reporter
 from .schema import node_input, node_schema
@@ -165,8 +165,14 @@ class StickerDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: object) -> str:
-        return folder_state(new_dataset_folder(name))
+    def fingerprint_inputs(
+        cls,
+        name: str | None = None,
+        stickers_folder: str | None = "",
+        backgrounds_folder: str | None = "",
+        **_: object,
+    ) -> str:
+        return new_dataset_state(name, stickers_folder, backgrounds_folder)
 
     @classmethod
     def execute(

@@ -7,15 +7,18 @@ nothing has run yet: it changes with what it comes from. What is missing is told
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..model_loaders.lora import lora_path
+from ..model_loaders.lora import SETTINGS_FILE, lora_path
 from ..model_loaders.paths import model_folder
-from .dataset_folders import datasets
+from ..model_loaders.weight_files import weight_paths
+from .dataset_folders import datasets, input_folder, new_dataset_folder
 
 UNKNOWN = ""
 """The state of a name that is linked, or of what is not there."""
+LEVELS = 4
+"""Folders below each other that are looked into; links may make a loop."""
 
 
 def files_state(files: Iterable[Path]) -> str:
@@ -30,18 +33,47 @@ def files_state(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def files_below(path: Path, levels: int = LEVELS) -> Iterator[Path]:
+    """The files of a folder and of the folders in it, or a single file."""
+    if not path.is_dir():
+        yield path
+    elif levels:
+        for entry in sorted(path.iterdir()):
+            yield from files_below(entry, levels - 1)
+
+
 def folder_state(path: Path) -> str:
-    """A hash that changes with any file in a folder or one folder below it, or with a single file."""
-    entries = sorted(path.iterdir()) if path.is_dir() else [path]
-    return files_state(
-        file for entry in entries for file in (sorted(entry.iterdir()) if entry.is_dir() else [entry])
-    )
+    """A hash that changes with any file of a folder, or with a single file."""
+    return files_state(files_below(path))
 
 
 def dataset_state(name: str | None) -> str:
     """State of a dataset's files."""
     known = datasets()
     return folder_state(known[name]) if name in known else UNKNOWN
+
+
+def new_dataset_state(name: str | None, *inputs: str | None) -> str:
+    """State of a dataset that is to be written, and of the input folders it is made from."""
+    if not name:
+        return UNKNOWN
+    try:
+        folders = [input_folder(folder, "folder") for folder in inputs if folder]
+        return "".join(
+            folder_state(Path(folder)) for folder in [new_dataset_folder(name), *folders] if folder
+        )
+    except (FileNotFoundError, ValueError):
+        return UNKNOWN
+
+
+def weights_state(kind: str, name: str | None) -> str:
+    """State of a weight file or of a set of shards in `models/<kind>`."""
+    if not name:
+        return UNKNOWN
+    try:
+        return files_state(weight_paths(kind, name))
+    except (FileNotFoundError, ValueError):
+        return UNKNOWN
 
 
 def model_folder_state(key: str, name: str | None) -> str:
@@ -62,4 +94,4 @@ def lora_state(name: str | None) -> str:
         path = lora_path(name)
     except (FileNotFoundError, ValueError):
         return UNKNOWN
-    return files_state([path, path.with_name("adapter_config.json")])
+    return files_state([path, path.with_name(SETTINGS_FILE)])

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dit.positions import PositionScheme
-from ..model_loaders.kontext import WEIGHT_DTYPES, kontext_names, load_kontext
+from ..model_loaders.kontext import FOLDER, WEIGHT_DTYPES, kontext_names, load_kontext
 from ..model_loaders.patches import attach_position_encoding
+from .fingerprints import weights_state
 from .schema import node_input, node_schema
 from .types import CATEGORY
 
@@ -43,6 +44,10 @@ class LoadKontext(io.ComfyNode):
             ],
             outputs=[io.Model.Output("model", display_name="model")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, unet_name: str | None = None, **_: object) -> str:
+        return weights_state(FOLDER, unet_name)
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:

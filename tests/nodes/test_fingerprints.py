@@ -86,3 +86,37 @@ def test_a_broken_link_in_a_folder_is_left_out(models_dir: Path) -> None:
     (models_dir / "vlm" / NAME / "z").symlink_to(models_dir / "gone")
     assert folder_state(models_dir / "vlm" / NAME) == before
     assert folder_state(models_dir / "gone") == folder_state(models_dir / "neither")
+
+
+def test_a_model_file_that_changed(models_dir: Path) -> None:
+    name = "kontext.safetensors"
+    write(models_dir / "diffusion_models" / name)
+    check_changes(
+        lambda: fingerprint("LoadKontext", unet_name=name, weight_dtype="default"),
+        models_dir / "diffusion_models" / name,
+    )
+    assert fingerprint("LoadKontext", unet_name=None) == fingerprint("LoadKontext", unet_name="../x") == ""
+
+
+def test_a_picture_deep_in_a_dataset_that_changed(output_dir: Path) -> None:
+    folder = output_dir / "dreamomni" / "datasets" / "mine"
+    write(folder / "samples.jsonl")
+    check_changes(
+        lambda: fingerprint("LoadDataset", name="mine"), folder / "pictures" / "000000" / "1.target.png"
+    )
+
+
+@pytest.mark.parametrize("inputs", ["stickers_folder", "backgrounds_folder"])
+def test_stickers_and_backgrounds_that_changed(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: str
+) -> None:
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    write(tmp_path / "input" / "pictures" / "first.png")
+    check_changes(
+        lambda: fingerprint("StickerDataset", name="mine", **{inputs: "pictures"}),
+        tmp_path / "input" / "pictures" / "animals" / "cat.png",
+    )
+    for name, folder in ((None, "pictures"), ("mine", "gone"), ("mine", "../gone")):
+        assert fingerprint("StickerDataset", name=name, **{inputs: folder}) == ""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.nodes.test_training_nodes import ToyClip, ToyVae, output_dir, pairs  # noqa: F401
+from tests.nodes.test_training_nodes import ToyClip, ToyVae, pairs
 
 pytestmark = pytest.mark.host
 
@@ -78,7 +78,7 @@ def train(base: Path, dataset: Any, vlm: Any, **changes: object) -> Any:
 @pytest.mark.timeout(1200)
 def test_the_lora_is_trained_on_the_answers_of_the_translator_taught_on_the_same_samples(
     models_dir: Path,
-    output_dir: Path,  # noqa: F811
+    output_dir: Path,
     lesson_parts: tuple[Path, Any, Any],
 ) -> None:
     from pack.model_loaders.lora_check import bare_kontext, unmatched_keys
@@ -122,7 +122,7 @@ def test_the_lora_is_trained_on_the_answers_of_the_translator_taught_on_the_same
 
 def test_a_joint_run_that_cannot_end_well_is_refused_before_it_begins(
     models_dir: Path,
-    output_dir: Path,  # noqa: F811
+    output_dir: Path,
     lesson_parts: tuple[Path, Any, Any],
 ) -> None:
     base, dataset, vlm = lesson_parts
@@ -168,7 +168,7 @@ def test_a_translator_that_answers_without_tags_is_named_with_its_request() -> N
 
 def test_a_translator_never_takes_the_place_of_the_vlm_it_starts_from(
     models_dir: Path,
-    output_dir: Path,  # noqa: F811
+    output_dir: Path,
     tmp_path: Path,
     vlm_folder: Callable[[str], Path],
 ) -> None:

@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.nodes.test_training_nodes import output_dir  # noqa: F401
-
 pytestmark = pytest.mark.host
 
 SIDE = 32
@@ -54,7 +52,7 @@ def train(dataset: Any, **changes: object) -> tuple[str, Any, Any]:
 @pytest.mark.timeout(1500)
 def test_a_vae_is_trained_continued_and_opened(
     models_dir: Path,
-    output_dir: Path,  # noqa: F811
+    output_dir: Path,
     dataset: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -118,7 +116,7 @@ def image_of(picture: Image.Image) -> torch.Tensor:
 
 def test_names_and_folders_that_cannot_be_used_are_explained(
     models_dir: Path,
-    output_dir: Path,  # noqa: F811
+    output_dir: Path,
     dataset: Any,
 ) -> None:
     from pack.nodes.small_vae import LoadVAE
