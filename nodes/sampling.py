@@ -147,7 +147,9 @@ def count_tokens(model: Any, latent: dict | None) -> int:
             "the latent contains NaN or infinite values. Look at the node that makes it; a VAE encoding in "
             "half precision is the usual cause."
         )
-    patch = int(getattr(model.get_model_object("diffusion_model"), "patch_size", DEFAULT_PATCH))
+    patch = getattr(model.get_model_object("diffusion_model"), "patch_size", DEFAULT_PATCH)
+    # Networks of video name the patch's frames, rows and columns.
+    patch = int(patch[-1] if isinstance(patch, tuple | list) else patch)
     height, width = samples.shape[-2:]
     return max(1, -(-height // patch) * -(-width // patch))
 

@@ -89,7 +89,13 @@ class RewritePrompt(io.ComfyNode):
             "trained on. Edit the result in edited_prompt, or turn rewrite off to use your own words.",
             search_aliases=["dreamomni2 vlm", "prompt enhance", "translate instruction", "qwen"],
             inputs=[
-                node_input(Vlm, "vlm", lazy=True, tooltip="From Load VLM: DreamOmni2's vlm-model."),
+                node_input(
+                    Vlm,
+                    "vlm",
+                    optional=True,
+                    lazy=True,
+                    tooltip="From Load VLM: DreamOmni2's vlm-model. Not needed when rewrite is off.",
+                ),
                 node_input(References, "references", tooltip="Pictures and task, from Reference Images."),
                 node_input(
                     io.String,

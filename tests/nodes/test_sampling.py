@@ -195,3 +195,18 @@ def test_solver_errors(solver: str, eta: float, message: str) -> None:
 
     with pytest.raises(ValueError, match=message):
         Solver.execute(solver, eta)
+
+
+def test_a_network_that_names_rows_and_columns_of_its_patch(model: Any) -> None:
+    """As Wan's does; FLUX's is a plain 2."""
+    patched = model.clone()
+
+    class Named:
+        patch_size = (1, 2, 2)
+
+    patched.add_object_patch("diffusion_model", Named())
+    latent = tiny_latent(16, 24)
+    for name in ("beta", "flux-dynamic"):
+        torch.testing.assert_close(
+            schedule(patched, latent, shift=name), schedule(model, latent, shift=name), rtol=0, atol=0
+        )

@@ -130,6 +130,14 @@ def test_bypass_and_a_hand_edited_prompt_do_not_want_the_vlm() -> None:
     assert status(**{**options, "references": references()}) == []
 
 
+def test_a_graph_without_a_vlm_is_valid() -> None:
+    """Else ComfyUI would refuse the bypass before the node is asked."""
+    from pack.nodes.vlm import RewritePrompt
+
+    inputs = RewritePrompt.INPUT_TYPES()
+    assert "vlm" in inputs["optional"] and "vlm" not in inputs["required"]
+
+
 def test_an_empty_instruction_and_a_missing_vlm_are_refused(vlm) -> None:
     with pytest.raises(ValueError, match="the instruction is empty"):
         rewrite(vlm, references(picture()), " ")
