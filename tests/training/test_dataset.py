@@ -257,6 +257,47 @@ def test_folder_faults_name_the_file(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_captions_of_other_editors(tmp_path: Path) -> None:
+    picture(tmp_path / "target" / "a.png", "red")
+    caption = tmp_path / "target" / "a.txt"
+    caption.write_text("Make it red.", encoding="utf-8-sig")
+    assert open_dataset(tmp_path)[0].instruction == "Make it red."
+    caption.write_bytes("Café".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text .* Save it as UTF-8\."):
+        open_dataset(tmp_path)[0]
+
+
+def test_a_line_that_begins_with_a_mark_or_is_no_utf8(folder: Path) -> None:
+    lines = folder / "samples.jsonl"
+    lines.write_text(json.dumps(own_line()) + "\n", encoding="utf-8-sig")
+    assert open_dataset(folder)[0].instruction == "Replace it."
+    lines.write_bytes(b'{"instruction": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"samples\.jsonl line 1 is not UTF-8 text"):
+        open_dataset(folder)[0]
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I", "tif")])
+def test_a_depth_map_of_16_bits_keeps_its_greys(folder: Path, mode: str, suffix: str) -> None:
+    ramp = Image.new(mode, (4, 1))
+    for place, value in enumerate((0, 257 * 100, 257 * 200, 65_535)):
+        ramp.putpixel((place, 0), value)
+    ramp.save(folder / "pictures" / f"depth.{suffix}")
+    write_lines(
+        folder / "samples.jsonl",
+        own_line(references=[f"pictures/depth.{suffix}"], mask=f"pictures/depth.{suffix}"),
+    )
+    sample = open_dataset(folder)[0]
+    assert [sample.references[0].getpixel((x, 0))[0] for x in range(4)] == [0, 100, 200, 255]
+    assert sample.mask is not None and [sample.mask.getpixel((x, 0)) for x in range(4)] == [0, 100, 200, 255]
+
+
+def test_a_picture_of_floating_point_numbers_is_refused(folder: Path) -> None:
+    Image.new("F", (2, 2), 0.5).save(folder / "pictures" / "float.tif")
+    write_lines(folder / "samples.jsonl", own_line(references=["pictures/float.tif"]))
+    with pytest.raises(ValueError, match=r"float\.tif holds floating point numbers"):
+        open_dataset(folder)[0]
+
+
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)

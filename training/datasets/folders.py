@@ -14,7 +14,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from .records import IMAGE_SUFFIXES, Picture, SampleRecord
+from .records import IMAGE_SUFFIXES, Picture, SampleRecord, words_of
 
 TARGET_FOLDERS = ("target", "targets", "images", "image", "img")
 NUMBERED = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")
@@ -99,7 +99,7 @@ class FolderRecords:
     def _caption(self, target: Path) -> str:
         path = target.with_suffix(".txt")
         try:
-            words = path.read_text(encoding="utf-8").strip()
+            words = words_of(path.read_bytes(), str(path)).strip()
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{target.name} has no caption: write the instruction into {path.name} beside it."

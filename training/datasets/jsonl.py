@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .records import Picture, SampleRecord
+from .records import Picture, SampleRecord, words_of
 
 LINES_PER_MARK = 128
 """A byte offset is kept for every so many lines: 10^6 lines cost 63 kB of memory."""
@@ -56,7 +56,7 @@ class LineIndex:
             for line in file:
                 if line.strip():
                     if skip == 0:
-                        return line.decode("utf-8")
+                        return words_of(line, f"{self.path} line {index + 1}")
                     skip -= 1
         raise IndexError(f"{self.path} has no line {index}")
 

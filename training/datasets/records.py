@@ -7,12 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; 8000 x 8000 px. Larger ones are refused before any pixel is read."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+def words_of(data: bytes, where: str) -> str:
+    """The words in a file's bytes, without the mark some editors put before them.
+
+    Raises ValueError for what is not UTF-8; `where` names it in the message.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 text ({error}). Save it as UTF-8.") from error
 
 
 def flatten_on_white(image: Image.Image) -> Image.Image:
@@ -36,9 +48,25 @@ def decode_picture(data: bytes | Path, where: str) -> Image.Image:
                 "pixels. Make it smaller and load again."
             )
         image.load()
-        return ImageOps.exif_transpose(image)
+        return eight_bits(ImageOps.exif_transpose(image), where)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{where} is not a readable picture ({error}). Replace or remove it.") from error
+
+
+def eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """A grey picture of 16 bits, such as a depth map, in 8; Pillow alone would cut it off at 255.
+
+    Raises ValueError for numbers that have no known white.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            f"{where} holds floating point numbers, and which of them is white is unknown. Save it as an "
+            "8 or 16 bit picture."
+        )
+    if not image.mode.startswith("I"):
+        return image
+    wide = np.asarray(image).astype(np.int64).clip(0, 65_535)
+    return Image.fromarray((wide / 257).round().astype(np.uint8))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from .records import IMAGE_SUFFIXES, Picture, SampleRecord
+from .records import IMAGE_SUFFIXES, Picture, SampleRecord, words_of
 
 INDEX_SUFFIX = ".index"
 """`shard-000000.tar.index`: the byte offset of every sample as little-endian 64-bit numbers."""
@@ -148,7 +148,8 @@ class ShardRecords:
             if part in parts:
                 offset, size = parts[part]
                 data = Picture(path=shard.path, label=where, offset=offset, size=size).read_bytes()
-                words = json.loads(data) if part == "json" else {"instruction": data.decode("utf-8").strip()}
+                read = words_of(data, f"{where}, {part} member")
+                words = json.loads(read) if part == "json" else {"instruction": read.strip()}
                 if isinstance(words, dict) and isinstance(words.get("instruction"), str):
                     return words
         raise ValueError(f"{where} has no instruction: a json member with that key or a txt member.")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..datasets.records import IMAGE_SUFFIXES, decode_picture, flatten_on_white
+from ..datasets.records import IMAGE_SUFFIXES, decode_picture, flatten_on_white, words_of
 from .stickers import StickerFile, find_stickers, load_sticker
 
 Kept = TypeVar("Kept")
@@ -46,7 +46,7 @@ def find_photos(folder: Path) -> dict[str, Photo]:
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.stem.endswith(".depth") or not path.is_file():
             continue
         note, depth = path.with_suffix(".txt"), path.with_name(f"{path.stem}.depth.png")
-        caption = note.read_text(encoding="utf-8").strip() if note.is_file() else None
+        caption = words_of(note.read_bytes(), str(note)).strip() if note.is_file() else None
         photos[path.relative_to(folder).as_posix()] = Photo(
             path=path, caption=caption or None, depth=depth if depth.is_file() else None
         )

@@ -88,7 +88,7 @@ def file_caption(path: Path, emoji: dict[str, str]) -> str | None:
     """What a file shows: its .txt, its emoji label or its name; None for an emoji that is left out."""
     note = path.with_suffix(".txt")
     if note.is_file():
-        lines = note.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = note.read_text(encoding="utf-8-sig", errors="replace").strip().splitlines()
         if lines:
             return lines[0]
     if emoji and re.match(r"(?=\w*\d)[0-9a-fA-F]{2,6}(-|$)", path.stem):
