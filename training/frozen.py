@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .config import MemoryConfig
 from .optimizers import NF4_INSTEAD, NF4_NEEDS, optional_package
+from .pinned import PinnedSlabs
 from .streaming import AHEAD, BACKWARD, Conveyor, forward_phase
 
 FP8_LARGEST = 448.0
@@ -99,8 +100,6 @@ def frozen_linear(linear: nn.Linear, memory: MemoryConfig, device: torch.device)
         return nf4_linear(linear, device)
     weight, scale = rows_quantised(linear.weight.data, memory.precision)
     weight = weight.to(torch.device("cpu") if memory.stream_base else device)
-    if memory.stream_base and device.type == "cuda":
-        weight = weight.detach().pin_memory()
     bias = None if linear.bias is None else linear.bias.data.to(device)
     return FrozenLinear(weight, None if scale is None else scale.to(device), bias)
 
@@ -110,8 +109,10 @@ def stream_layers(network: nn.Module, device: torch.device, ahead: int = AHEAD) 
     layers = [module for module in network.modules() if isinstance(module, FrozenLinear)]
     if not layers:
         return None
-    conveyor = Conveyor(layers, device, ahead)
+    conveyor, slabs = Conveyor(layers, device, ahead), PinnedSlabs()
     for layer in layers:
+        if device.type == "cuda":
+            layer.weight.data = slabs.hold(layer.weight.data)
         layer.conveyor = conveyor
     return conveyor
 

@@ -78,6 +78,11 @@ def learning_rate_factor(config: OptimizerConfig, steps: int) -> Callable[[int],
     return schedule.lr_lambdas[0]
 
 
+def in_host_memory(tensor: Tensor) -> Tensor:
+    """A copy there: saving must not need memory of the card, which training fills."""
+    return tensor.detach().to("cpu", copy=True)
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, JSON values) that `restore_optimizer` takes."""
     state = optimizer.state_dict()
@@ -88,7 +93,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
             if name == NESTED:
                 continue
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
+                tensors[f"optimizer.{index}.{name}"] = in_host_memory(value)
             else:
                 plain.setdefault(str(index), {})[name] = value
     return tensors, {"groups": state["param_groups"], "plain": plain}

@@ -16,7 +16,13 @@ from .config import RunConfig, StageConfig
 from .config_json import to_json
 from .families.base import Family
 from .monitor import BestValue, LossMonitor
-from .optimizers import learning_rate_factor, make_optimizer, optimizer_state, restore_optimizer
+from .optimizers import (
+    in_host_memory,
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
 from .recompute import recompute_blocks
 
 
@@ -76,12 +82,12 @@ class Session:
 
     def state(self, dataset: str, base_hashes: Mapping[str, str]) -> RunState:
         """What a checkpoint holds; `dataset` is the fingerprint of the samples."""
-        tensors = {f"weight.{name}": parameter.detach().clone() for name, parameter in self.trainable.items()}
+        tensors = {f"weight.{name}": in_host_memory(parameter) for name, parameter in self.trainable.items()}
         moments, data = optimizer_state(self.optimizer)
         ema_step = 0
         if self.ema is not None:
             ema_step = self.ema.optimization_step
-            tensors |= {f"ema.{i}": shadow.clone() for i, shadow in enumerate(self.ema.shadow_params)}
+            tensors |= {f"ema.{i}": in_host_memory(shadow) for i, shadow in enumerate(self.ema.shadow_params)}
         facts = {
             "config": to_json(self.config),
             "dataset": dataset,
