@@ -35,6 +35,7 @@ from .training_run import (
     best_export,
     chosen_name,
     copy_whole,
+    lora_name,
     publish_folder,
     publish_lora,
     require_free,
@@ -144,6 +145,7 @@ class TrainLoRA(io.ComfyNode):
             chosen=chosen_overrides(optional),
             seed=optional.get("seed", 0),
         )
+        require_free("loras", lora_name(config.name), config.name)
         encoders = {name: optional.get(name) for name in ("clip", "vae", "vlm", "processor")}
         job = make_job(config, dataset, **encoders, processes=optional.get("processes", 1))
         run = joint_job(job, preset, encoders, optional.get("translator_steps", 0)).run()

@@ -47,8 +47,14 @@ class VaePictures:
     def __init__(self, vae: Any, latent_format: comfy.latent_formats.LatentFormat) -> None:
         self.vae, self.latent_format = vae, latent_format
         ramp = torch.linspace(0, 1, PROBE_SIZE).expand(1, PROBE_SIZE, PROBE_SIZE)
-        probe = torch.stack([ramp, ramp.transpose(1, 2), 1 - ramp], dim=-1)
-        self.identity = tensors_key("vae", [self.latent_format.process_in(vae.encode(probe))])
+        probe = vae.encode(torch.stack([ramp, ramp.transpose(1, 2), 1 - ramp], dim=-1))
+        channels = latent_format.latent_channels
+        if probe.ndim != 4 or probe.shape[1] != channels:
+            raise ValueError(
+                f"the VAE makes latents of the shape {tuple(probe.shape)}; this base is trained on "
+                f"{channels} channels (batch, {channels}, height, width). Connect the VAE of the base."
+            )
+        self.identity = tensors_key("vae", [latent_format.process_in(probe)])
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Encode one picture."""
@@ -98,6 +104,11 @@ class ClipPrompts:
     def encode(self, prompt: str) -> dict[str, Tensor]:
         """Both encodings of a text."""
         context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)
+        if pooled is None:
+            raise ValueError(
+                "the connected CLIP gives no pooled encoding. FLUX.1 Kontext needs both its text encoders: "
+                "use DualCLIPLoader with clip_l and t5xxl, type flux."
+            )
         return {
             "context": context[0].to(torch.bfloat16).cpu().clone(),
             "pooled": pooled[0].float().cpu().clone(),

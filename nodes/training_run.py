@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,7 +26,7 @@ from ..training.dataset import EditDataset
 from ..training.doctor import examine
 from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_dataset
 from ..training.families import load_family
-from ..training.files import write_json
+from ..training.files import flush_to_disk, temporary_beside, whole_folder, write_json
 from ..training.ladder import laddered
 from ..training.launch import run_with_ladder
 from ..training.optimizers import require_packages
@@ -90,12 +89,12 @@ def check_resume(config: RunConfig, folder: Path) -> None:
     state, _ = load_newest(folder / CHECKPOINTS)
     if state is not None:
         old = laddered(from_json(RunConfig, state.data["config"]), folder)
-        require_resumable(old, laddered(config, folder))
+        require_resumable(old, laddered(config, folder), state.data.get("base_hashes", {}))
 
 
 def base_role(family: str) -> str:
     """Under which name a family looks for its base."""
-    return "model" if family == "dreamomni" else "transformer"
+    return {"dreamomni": "model", "vlm": "vlm"}.get(family, "transformer")
 
 
 def base_parts(config: RunConfig) -> dict[str, tuple[Path, ...]]:
@@ -228,14 +227,18 @@ def require_loadable(config: RunConfig, lora: Path) -> None:
 
 
 def decode_samples(job: Job, step: int) -> Image.Image | None:
-    """Decode the newest drawn latents to PNG strips (references, sample, target); the first one, or None."""
+    """Decode the newest drawn latents to PNG strips (references, sample, target); the first one.
+
+    None where it failed, which is logged and never ends the run.
+    """
     first = None
     for path in sorted((job.folder / SAMPLES).glob(f"step-{step:09d}-*.safetensors")):
         try:
             strip = sample_strip(job, path)
-        except (torch.OutOfMemoryError, ValueError):
+            strip.save(path.with_suffix(".png"))
+        except (RuntimeError, ValueError, OSError) as error:  # a full card, a full disk: the run goes on
+            log.warning("no preview of step %d: %s", step, error)
             return first
-        strip.save(path.with_suffix(".png"))
         first = first or strip
     return first
 
@@ -264,10 +267,14 @@ def best_export(folder: Path) -> Path:
 
 def publish_lora(run: TrainingRun) -> str:
     """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
-    source = best_export(run.folder)
-    target = Path(folder_paths.get_folder_paths("loras")[0]) / "dreamomni" / f"{run.folder.name}.safetensors"
-    copy_whole(source, target)
-    return str(Path("dreamomni") / target.name)
+    name = lora_name(run.folder.name)
+    copy_whole(best_export(run.folder), published_folder("loras", name))
+    return name
+
+
+def lora_name(run: str) -> str:
+    """Where a run leaves its LoRA, below models/loras and as LoRA loaders list it."""
+    return str(Path("dreamomni") / f"{run}.safetensors")
 
 
 def published_folder(key: str, name: str) -> Path:
@@ -275,13 +282,16 @@ def published_folder(key: str, name: str) -> Path:
     return Path(folder_paths.get_folder_paths(key)[0]) / name
 
 
-def require_free(key: str, name: str) -> None:
-    """Raise ValueError when a new run would put its result in the place of somebody else's model."""
+def require_free(key: str, name: str, run: str | None = None) -> None:
+    """Raise ValueError when a new run would put its result in the place of somebody else's model.
+
+    `name` is that result's place below models/<key>; the run is called the same unless `run` is given.
+    """
     target = published_folder(key, name)
-    if target.exists() and not checkpoint_steps(runs_root() / name / CHECKPOINTS):
+    if target.exists() and not checkpoint_steps(runs_root() / (run or name) / CHECKPOINTS):
         raise ValueError(
             f"models/{key}/{name} exists and no run of that name made it; choose another run_name, or move "
-            "that folder away"
+            "it away"
         )
 
 
@@ -295,14 +305,17 @@ def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file or folder so that the target is never half there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".partial-{target.name}")
     if source.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        shutil.rmtree(target, ignore_errors=True)
-    else:
+        with whole_folder(target) as partial:
+            shutil.copytree(source, partial)
+        return
+    partial = temporary_beside(target)
+    try:
         shutil.copyfile(source, partial)
-    partial.replace(target)
+        flush_to_disk(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def run_notes(folder: Path) -> str:

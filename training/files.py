@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ def flush_to_disk(path: Path) -> None:
 def temporary_beside(path: Path) -> Path:
     """A fresh name in the folder of `path`, so that a rename stays on one disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    return Path(name)
+    # Not mkstemp: what takes the file's place should be readable to whom other files are.
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}{path.suffix}")
+    partial.touch(exist_ok=False)
+    return partial
 
 
 def write_tensors(
@@ -52,6 +54,24 @@ def write_tensors(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Generator[Path]:
+    """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                flush_to_disk(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{folder.name} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from .config import RunConfig
 from .files import write_json
 
 LADDER = "ladder.json"
+SWITCHES = ("gradient_checkpointing", "offload_activations", "stream_base")
 
 
 def remember_rung(folder: Path, config: RunConfig, gave_up: str) -> None:
@@ -33,20 +34,24 @@ def ladder_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def laddered(config: RunConfig, folder: Path) -> RunConfig:
-    """The user's config, or a checkpoint's, with what this run had to give up before."""
+    """The user's config, or a checkpoint's, with what this run had to give up before.
+
+    Where the user asks for less than that, the user's word counts.
+    """
     path = folder / LADDER
     if not path.is_file():
         return config
     last = json.loads(path.read_text(encoding="utf-8"))[-1]["changes"]
     if len(last["resolutions"]) != len(config.stages):
         return config
-    switches = ("gradient_checkpointing", "offload_activations", "stream_base")
+    switches = {name: getattr(config.memory, name) or last[name] for name in SWITCHES}
+    sizes = [size for size in (config.reference_resolution, last["reference_resolution"]) if size]
     return dataclasses.replace(
         config,
-        memory=dataclasses.replace(config.memory, **{name: last[name] for name in switches}),
-        reference_resolution=last["reference_resolution"],
+        memory=dataclasses.replace(config.memory, **switches),
+        reference_resolution=min(sizes, default=0),
         stages=tuple(
-            dataclasses.replace(stage, resolution=resolution)
+            dataclasses.replace(stage, resolution=min(stage.resolution, resolution))
             for stage, resolution in zip(config.stages, last["resolutions"], strict=True)
         ),
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,7 @@ class Trainer:
         if state is None:
             return
         old = laddered(from_json(RunConfig, state.data["config"]), self.place.folder)
-        require_resumable(old, self.session.config)
+        require_resumable(old, self.session.config, state.data.get("base_hashes", {}))
         self.fingerprint = self.last_fingerprint(state.step)
         self.require_same_material(state.data)
         self.session.restore(state)
@@ -311,9 +312,13 @@ class Trainer:
             )
 
 
-def require_resumable(old: RunConfig, new: RunConfig) -> list[str]:
-    """The harmless changes between two configs; ValueError lists the others and the way out."""
-    harmless, refused = changed_settings(old, new)
+def require_resumable(old: RunConfig, new: RunConfig, hashed: Collection[str] = ()) -> list[str]:
+    """The harmless changes between two configs; ValueError lists the others and the way out.
+
+    Parts of the base that are `hashed` are compared by their content elsewhere: they may have been moved.
+    """
+    moved = {role: new.base[role] for role in hashed if role in old.base and role in new.base}
+    harmless, refused = changed_settings(dataclasses.replace(old, base={**old.base, **moved}), new)
     if refused:
         raise ValueError(
             f"run {new.name!r} was started with other settings: {'; '.join(refused)}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,6 @@ import torch
 from PIL import Image
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture
-def output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    return tmp_path / "output"
 
 
 class ToyVae:
@@ -73,21 +66,22 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
 
     base = saved_flux(models_dir / "diffusion_models", tiny_flux())
     dataset = open_dataset(pairs(tmp_path / "data"))
+    inputs = {
+        "base": base.name,
+        "family": "kontext",
+        "dataset": dataset,
+        "run_name": "first",
+        "task": "edit",
+        "preset": "hobby",
+        "clip": ToyClip(),
+        "vae": ToyVae(),
+        "steps": 2,
+        "resolution": 64,
+        "rank": 2,
+        "precision": "fp32",
+    }
     with torch.inference_mode():
-        result = TrainLoRA.execute(
-            base=base.name,
-            family="kontext",
-            dataset=dataset,
-            run_name="first",
-            task="edit",
-            preset="hobby",
-            clip=ToyClip(),
-            vae=ToyVae(),
-            steps=2,
-            resolution=64,
-            rank=2,
-            precision="fp32",
-        )
+        result = TrainLoRA.execute(**inputs)
         name, run = result.args
         chart, samples, text = TrainingReport.execute(run).args
     lora = models_dir / "loras" / name
@@ -105,6 +99,12 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
     broken["transformer.no_such_block.lora_A.weight"] = torch.zeros(2, 128)
     save_file(broken, lora)
     assert unmatched_keys(lora, bare_kontext([base])) == ["transformer.no_such_block.lora_A.weight"]
+
+    shutil.rmtree(run.folder)
+    before = lora.read_bytes()
+    with pytest.raises(ValueError, match=r"first\.safetensors exists and no run of that name made it"):
+        TrainLoRA.execute(**inputs)
+    assert lora.read_bytes() == before and not run.folder.exists()
 
 
 def test_run_names_and_resume_choices(output_dir: Path) -> None:
@@ -197,3 +197,44 @@ def test_encoder_identities_follow_what_the_models_answer() -> None:
     assert encoded["pooled"].shape == (8,)
     latent = VaePictures(ToyVae(), flux)(Image.new("RGB", (32, 16), "white"))
     torch.testing.assert_close(latent, torch.full((16, 2, 4), (1.0 - 0.1159) * 0.3611))
+
+
+def test_encoders_of_another_model_are_refused_before_any_work() -> None:
+    from pack.nodes.training_encoders import ClipPrompts, VaePictures
+
+    import comfy.latent_formats
+
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 8, 8\); this base is trained on 4 channels"):
+        VaePictures(ToyVae(), comfy.latent_formats.SDXL())
+
+    class WithoutPooled(ToyClip):
+        def encode_from_tokens(self, tokens: list[int], return_pooled: bool) -> tuple[torch.Tensor, None]:
+            return super().encode_from_tokens(tokens, return_pooled)[0], None
+
+    with pytest.raises(ValueError, match=r"no pooled encoding.*use DualCLIPLoader"):
+        ClipPrompts(WithoutPooled())
+
+
+def test_a_preview_that_cannot_be_drawn_or_saved_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from types import SimpleNamespace
+
+    from pack.nodes.training_encoders import PixelPictures
+    from pack.nodes.training_run import decode_samples
+    from safetensors.torch import save_file
+
+    class FullCard(PixelPictures):
+        def decode(self, latent: torch.Tensor) -> Image.Image:
+            raise RuntimeError("CUDA error: out of memory")
+
+    file = tmp_path / "samples" / "step-000000000-0.safetensors"
+    file.parent.mkdir()
+    save_file({"sample": torch.zeros(3, 8, 8), "target": torch.zeros(3, 8, 8)}, file)
+    assert decode_samples(SimpleNamespace(folder=tmp_path, encode_picture=FullCard()), 0) is None
+    assert "no preview of step 0: CUDA error: out of memory" in caplog.text
+    job = SimpleNamespace(folder=tmp_path, encode_picture=PixelPictures())
+    assert decode_samples(job, 0) is not None
+    file.with_suffix(".png").unlink()
+    file.with_suffix(".png").mkdir()
+    assert decode_samples(job, 0) is None

@@ -14,8 +14,8 @@ import torch
 from pack.training.checkpoint import checkpoint_steps
 from pack.training.config import AdapterConfig, OutputConfig, StageConfig, ValidationConfig
 from pack.training.encode import read_manifest
-from pack.training.files import write_tensors, write_text
-from pack.training.ladder import remember_rung
+from pack.training.files import whole_folder, write_tensors, write_text
+from pack.training.ladder import laddered, remember_rung
 from pack.training.memory import next_rung
 from pack.training.metrics import MetricsFile
 from pack.training.presets import Overrides, lora_run
@@ -50,6 +50,33 @@ def test_a_run_goes_on_after_pictures_had_to_shrink(tmp_path: Path) -> None:
     second, _ = toy_trainer(smaller, place)
     assert second.run() == "finished"
     assert checkpoint_steps(place.checkpoints)[-1] == 6
+
+
+def test_less_than_was_given_up_is_the_users_word(tmp_path: Path) -> None:
+    wide = toy_config(stages=wide_stages(512))
+    first = next_rung(wide)
+    assert first is not None
+    remember_rung(tmp_path, *first)
+    asked = dataclasses.replace(wide, stages=wide_stages(256), reference_resolution=128)
+    goes_on = laddered(asked, tmp_path)
+    assert (goes_on.stages[0].resolution, goes_on.reference_resolution) == (256, 128)
+    assert goes_on.memory == first[0].memory != wide.memory
+    larger = laddered(dataclasses.replace(wide, stages=wide_stages(1024)), tmp_path)
+    assert larger.stages[0].resolution == 512
+
+
+def test_a_base_that_was_moved_goes_on_by_its_content(tmp_path: Path) -> None:
+    place = toy_place(tmp_path)
+    here, there = (toy_config(base={"transformer": f"/{name}/flux.safetensors"}) for name in ("a", "b"))
+    first, _ = toy_trainer(here, place, stop_at=2)
+    first.base_hashes = {"transformer": "one"}
+    assert first.run() == "cancelled"
+    again, _ = toy_trainer(there, place)
+    again.base_hashes = {"transformer": "one"}
+    assert again.run() == "finished"
+    unknown = toy_config(base={"transformer": "/a/flux.safetensors", "vlm": "/elsewhere"})
+    with pytest.raises(ValueError, match=r"other settings: base\.vlm"):
+        toy_trainer(unknown, place)[0].run()
 
 
 def changed_samples(place: RunFolder) -> None:
@@ -156,6 +183,22 @@ def test_tensors_that_do_not_fit_on_the_disk_are_an_os_error_and_leave_the_old_f
         write_tensors(path, {"large": torch.zeros(100_000)})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode, "others may read it as any file"
+
+
+def test_a_folder_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "vlm"
+    with whole_folder(folder) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text("{}")
+    refused = pytest.raises(OSError, match="vlm could not be written: ")
+    with full_disk(10_000), refused, whole_folder(folder) as partial:
+        partial.mkdir()
+        save_file({"large": torch.zeros(100_000)}, partial / "model.safetensors")
+    assert [path.name for path in tmp_path.rglob("*")] == ["vlm", "config.json"]
 
 
 def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni
 from ...vlm.encoder import DEFAULT_LAYER, DEFAULT_MAX_TOKENS, DEFAULT_TEMPLATE
 from ..config import RunConfig
+from ..files import whole_folder
 from ..frozen import hold_frozen
 from ..objective import noised, region_weights, velocity_loss, velocity_target
 from .base import Batch, CachedSample, EncodePlan, Family
@@ -267,14 +268,11 @@ def copy_vlm(config: RunConfig, place: Path) -> None:
 
 def write_vlm(pair: TrainedPair, weights: Mapping[str, Tensor], base: Path, place: Path) -> None:
     """The trained VLM in bf16 with its tokenizer and settings."""
-    partial = place.with_name(f".partial-{place.name}")
-    shutil.rmtree(partial, ignore_errors=True)
     state = {name: weights.get(f"vlm.{name}", part) for name, part in pair.vlm.state_dict().items()}
     writer: Any = pair.vlm
-    writer.save_pretrained(
-        partial, state_dict={name: part.to(torch.bfloat16) for name, part in state.items()}
-    )
-    keep_old_names(partial)
-    copy_beside(base, partial)
-    shutil.rmtree(place, ignore_errors=True)
-    partial.rename(place)
+    with whole_folder(place) as partial:
+        writer.save_pretrained(
+            partial, state_dict={name: part.to(torch.bfloat16) for name, part in state.items()}
+        )
+        keep_old_names(partial)
+        copy_beside(base, partial)

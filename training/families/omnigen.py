@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...dit.omnigen.blocks import DecoderLayer
@@ -20,6 +20,7 @@ from ...dit.omnigen.network import OmniGenNetwork
 from ...dit.omnigen.prefix import make_prefix, sequence_from_tensor
 from ...dit.omnigen.prompt import UNCONDITIONAL_PROMPT
 from ..config import RunConfig
+from ..files import write_tensors
 from ..frozen import FrozenBuilder
 from .base import Batch, EncodePlan, Family
 
@@ -109,10 +110,8 @@ class OmniGenFamily(Family):
         files = find_files(base if base.is_dir() else base.parent)
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / "model.safetensors"]
-        save_file(
-            {name: part.detach().to("cpu", torch.bfloat16).contiguous() for name, part in weights.items()},
-            written[0],
-            metadata=dict(metadata),
+        write_tensors(
+            written[0], {name: part.to("cpu", torch.bfloat16) for name, part in weights.items()}, metadata
         )
         beside = [files.config, files.tokenizer, files.tokenizer.with_name("tokenizer_config.json")]
         for file in beside:

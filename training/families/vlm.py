@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...vlm.inputs import accepted_inputs
 from ..answers import NOT_LEARNT
 from ..config import RunConfig
-from ..files import write_json
+from ..files import whole_folder, write_json
 from ..frozen import hold_frozen
 from .base import Batch, CachedSample, EncodePlan, Family
 
@@ -111,16 +111,13 @@ class VlmFamily(Family):
         config: RunConfig,
     ) -> list[Path]:
         """A whole VLM folder in bf16 that DreamOmniLoadVLM reads, tokenizer and all."""
-        partial = folder.with_name(f".partial-{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
         state = {name: tensor.to(torch.bfloat16) for name, tensor in network.state_dict().items()}
         writer: Any = network
-        writer.save_pretrained(partial, state_dict=state)
-        keep_old_names(partial)
-        copy_beside(Path(config.base["vlm"]), partial)
-        write_json(partial / "dreamomni.json", dict(metadata))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            writer.save_pretrained(partial, state_dict=state)
+            keep_old_names(partial)
+            copy_beside(Path(config.base["vlm"]), partial)
+            write_json(partial / "dreamomni.json", dict(metadata))
         return sorted(folder.iterdir())
 
 

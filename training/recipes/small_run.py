@@ -22,7 +22,7 @@ from ..dataset import open_dataset
 from ..encode import Encoding, encode_dataset, pixels_of
 from ..families import load_family
 from ..families.dreamomni_vlm import TrainedPair
-from ..files import file_sha256, write_json, write_tensors
+from ..files import file_sha256, whole_folder, write_json, write_tensors
 from ..launch import TrainingError, log_tail, run_once
 from ..run_file import RunFile
 from ..synthesis.generate import Job, generate
@@ -188,21 +188,17 @@ def folder_size(folder: Path) -> int:
 
 def assemble(recipe: SmallRecipe, model: Path, loras: dict[str, Path], out: Path) -> Path:
     """Write the finished folder; ValueError (nothing is written) when it would be too large."""
-    partial = out.with_name(f".partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(model, partial)
-    for task, path in loras.items():
-        in_bf16(path, partial / LORAS / f"{task}.safetensors")
-    write_json(partial / RECIPE, to_json(recipe))
-    size = folder_size(partial)
-    if size > LARGEST_BYTES:
-        shutil.rmtree(partial)
-        raise ValueError(
-            f"the model takes {size / 1e6:.1f} MB, {LARGEST_BYTES / 1e6:.0f} MB are allowed; "
-            "make the network or the adapters smaller"
-        )
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with whole_folder(out) as partial:
+        shutil.copytree(model, partial)
+        for task, path in loras.items():
+            in_bf16(path, partial / LORAS / f"{task}.safetensors")
+        write_json(partial / RECIPE, to_json(recipe))
+        size = folder_size(partial)
+        if size > LARGEST_BYTES:
+            raise ValueError(
+                f"the model takes {size / 1e6:.1f} MB, {LARGEST_BYTES / 1e6:.0f} MB are allowed; "
+                "make the network or the adapters smaller"
+            )
     return out
 
 
