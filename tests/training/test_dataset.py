@@ -339,11 +339,15 @@ def test_damaged_and_incomplete_shards_are_named(shards: Path) -> None:
     with tarfile.open(shards / "shard-2.tar", "w") as tar:
         add_member(tar, "x.target.png", png("red"))
         add_member(tar, "y.txt", b"words only")
+        add_member(tar, "z.target.png", png("red"))
+        add_member(tar, "z.json", b"{instruction: none}")
     opened = open_dataset(shards)
     with pytest.raises(ValueError, match=r"shard-2.tar sample x has no instruction"):
         opened.record(6)
     with pytest.raises(ValueError, match=r"shard-2.tar sample y has no target picture, only txt"):
         opened.record(7)
+    with pytest.raises(ValueError, match=r"shard-2.tar sample z: its json member is not JSON"):
+        opened.record(8)
     (shards / "shard-3.tar").write_bytes(b"\x01" * 600)
     with pytest.raises(ValueError, match=r"shard-3.tar is not a complete tar file"):
         open_dataset(shards)

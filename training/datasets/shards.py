@@ -149,7 +149,17 @@ class ShardRecords:
                 offset, size = parts[part]
                 data = Picture(path=shard.path, label=where, offset=offset, size=size).read_bytes()
                 read = words_of(data, f"{where}, {part} member")
-                words = json.loads(read) if part == "json" else {"instruction": read.strip()}
+                words = json_words(read, where) if part == "json" else {"instruction": read.strip()}
                 if isinstance(words, dict) and isinstance(words.get("instruction"), str):
                     return words
         raise ValueError(f"{where} has no instruction: a json member with that key or a txt member.")
+
+
+def json_words(text: str, where: str) -> Any:
+    """What a json member holds; ValueError naming the sample when it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: its json member is not JSON ({error}). Mend or remove the sample."
+        ) from error
