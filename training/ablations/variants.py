@@ -75,6 +75,7 @@ class Budget:
     lora_steps: int = 100
     lora_batch_size: int = 24
     lora_samples: int = 2400
+    lora_learning_rate: float = 2e-3
     measured: int = 8
     """Points of a network's curve."""
     lora_measured: int = 4
@@ -168,7 +169,8 @@ class Job:
         recipe = dataclasses.replace(
             self.recipe(),
             lora_batch_size=budget.lora_batch_size,
-            lora_steps=budget.lora_steps,
+            edit_steps=budget.lora_steps,
+            lora_learning_rate=budget.lora_learning_rate,
             warmup_steps=min(10, budget.lora_steps // 4),
         )
         run = recipe.lora_run("edit", model)

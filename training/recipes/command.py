@@ -23,9 +23,9 @@ ADJUSTABLE = {
     "batch_size": int,
     "learning_rate": float,
     "further_steps": int,
-    "refine_steps": int,
     "distinct_samples": int,
-    "lora_steps": int,
+    "edit_steps": int,
+    "generate_steps": int,
     "lora_batch_size": int,
     "lora_samples": int,
     "precision": str,
@@ -49,6 +49,14 @@ def parser() -> argparse.ArgumentParser:
         "--repeat", type=int, metavar="N", help="only train the first N steps twice and compare the losses"
     )
     defaults = SmallRecipe()
+    made.add_argument(
+        "--refinements",
+        type=int,
+        default=len(defaults.refinements),
+        choices=range(len(defaults.refinements) + 1),
+        metavar="N",
+        help=f"how many of the {len(defaults.refinements)} further runs of the network are made (all)",
+    )
     for name, kind in ADJUSTABLE.items():
         default = getattr(defaults, name)
         made.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"({default})")
@@ -57,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
 
 def recipe_of(options: argparse.Namespace) -> SmallRecipe:
     """The recipe with what the command line changed."""
-    return SmallRecipe(**{name: getattr(options, name) for name in ADJUSTABLE})
+    further = SmallRecipe().refinements[: options.refinements]
+    return SmallRecipe(**{name: getattr(options, name) for name in ADJUSTABLE}, refinements=further)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,7 +61,27 @@ REFINE_TASKS: Weighted = (
     ("segment", 1.0),
     ("detect", 2.0),
 )
-"""The mix of the second run, with more of what the first one left blurred."""
+"""The mix of the first run after the base, with more of what that one left blurred."""
+JOINT_TASKS: Weighted = (
+    ("text_to_image", 3.0),
+    ("add", 1.0),
+    ("remove", 0.75),
+    ("replace", 2.0),
+    ("recolour", 1.5),
+    ("retexture", 2.5),
+    ("move", 2.5),
+    ("scale", 2.5),
+    ("rotate", 2.5),
+    ("inpaint", 0.75),
+    ("segment", 0.5),
+    ("detect", 2.5),
+    ("reference_add", 2.5),
+    ("reference_replace", 2.5),
+    ("reference_attribute", 2.5),
+    ("reference_generation", 1.5),
+)
+"""The mix of the second one: with requests that show several pictures, so that the VLM, which the adapters
+leave as it is, has read such words."""
 EASY_TASKS: Weighted = (
     ("add", 1.0),
     ("remove", 1.0),
@@ -82,6 +102,15 @@ LORA_SINGLE_SHARE = 0.35
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """One more run on the finished network, on new samples, each seen once."""
+
+    steps: int
+    tasks: Weighted
+    learning_rate: float = 2.5e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SmallRecipe:
     """Everything the small model depends on."""
 
@@ -96,20 +125,23 @@ class SmallRecipe:
     further_steps: int = 3_300
     """A second stage on the samples that follow, again with warm-up and cosine."""
     further_learning_rate: float = 2.5e-3
-    refine_steps: int = 4_500
-    """A second run on the finished network, on new samples of `REFINE_TASKS`; 0 leaves it out."""
-    refine_learning_rate: float = 2.5e-3
+    refinements: tuple[Refinement, ...] = (
+        Refinement(steps=4_500, tasks=REFINE_TASKS),
+        Refinement(steps=3_400, tasks=JOINT_TASKS),
+    )
+    """Further runs, each on the network that the one before it left."""
     warmup_steps: int = 100
     distinct_samples: int = 400_000
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
     easy_samples: int = 30_000
     """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
-    lora_steps: int = 1_000
-    edit_further_steps: int = 900
-    """A second stage of the edit adapter, which learns three tasks and not one; 0 leaves it out."""
+    edit_steps: int = 800
+    """Of the adapter that learns three tasks."""
+    generate_steps: int = 500
+    """Of the one that learns one."""
     lora_batch_size: int = 48
     lora_samples: int = 16_000
-    lora_learning_rate: float = 2e-3
+    lora_learning_rate: float = 1e-3
     lora_rank: int = 24
     objects: tuple[int, int] = (1, 3)
     single_share: float = 0.3
@@ -144,7 +176,8 @@ class SmallRecipe:
             )
         for name in (
             "steps",
-            "lora_steps",
+            "edit_steps",
+            "generate_steps",
             "lora_samples",
             "distinct_samples",
             "batch_size",
@@ -183,10 +216,11 @@ class SmallRecipe:
             easy_count=min(self.easy_samples, count // 2),
         )
 
-    def refine_samples(self) -> DrawnSamples:
-        """What the second run sees, each sample once; another seed than all before."""
-        config = self.synthesis(REFINE_TASKS, seed=len(LORA_TASKS) + 2)
-        return DrawnSamples(config=config, count=max(self.refine_steps, 1) * self.batch_size + HELD_OUT)
+    def refine_samples(self, number: int) -> DrawnSamples:
+        """What further run `number` sees, each sample once; another seed than all before."""
+        refinement = self.refinements[number]
+        config = self.synthesis(refinement.tasks, seed=len(LORA_TASKS) + 2 + number)
+        return DrawnSamples(config=config, count=refinement.steps * self.batch_size + HELD_OUT)
 
     def lora_synthesis(self, task: str) -> SynthesisConfig:
         """What an adapter is trained on; another seed than the network's."""
@@ -215,20 +249,22 @@ class SmallRecipe:
             seed=self.seed,
         )
 
-    def refine_run(self, model: Path) -> RunConfig:
-        """The run that goes on with the finished network and its VLM."""
+    def refine_run(self, number: int, model: Path) -> RunConfig:
+        """Further run `number`, which goes on with the finished network and its VLM."""
+        refinement = self.refinements[number]
         return dataclasses.replace(
             self.base_run(model / "vlm"),
-            name="small-refined",
+            name=f"small-refined-{number + 1}",
             base={"model": str(model), "vlm": str(model / "vlm")},
             options={"train_vlm": True},
-            stages=(self.stage(self.refine_steps, self.refine_learning_rate, self.batch_size),),
-            seed=self.seed + 1,
+            stages=(self.stage(refinement.steps, refinement.learning_rate, self.batch_size),),
+            seed=self.seed + 1 + number,
         )
 
     def lora_run(self, task: str, model: Path) -> RunConfig:
         """The run that trains one adapter on the finished network."""
         base = self.base_run(model)
+        steps = {"edit": self.edit_steps, "generate": self.generate_steps}
         return dataclasses.replace(
             base,
             name=f"small-{task}-lora",
@@ -236,7 +272,7 @@ class SmallRecipe:
             task=task,
             base={"model": str(model)},
             options={},
-            stages=self.lora_stages(task),
+            stages=(self.stage(steps[task], self.lora_learning_rate, self.lora_batch_size),),
             adapter=AdapterConfig(rank=self.lora_rank, alpha=self.lora_rank),
             optimizer=self.optimizer("adamw", ema_decay=0.99),
         )
@@ -245,13 +281,6 @@ class SmallRecipe:
         """One stage, or two when `further_steps` are wanted."""
         planned = ((self.steps, self.learning_rate), (self.further_steps, self.further_learning_rate))
         return tuple(self.stage(steps, rate, self.batch_size) for steps, rate in planned if steps)
-
-    def lora_stages(self, task: str) -> tuple[StageConfig, ...]:
-        """One stage, or two for the edit adapter."""
-        planned = (self.lora_steps, self.edit_further_steps if task == "edit" else 0)
-        return tuple(
-            self.stage(steps, self.lora_learning_rate, self.lora_batch_size) for steps in planned if steps
-        )
 
     def stage(self, steps: int, rate: float, batch_size: int) -> StageConfig:
         """One stage of a run."""

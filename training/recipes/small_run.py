@@ -123,17 +123,18 @@ def train_base(recipe: SmallRecipe, work: Path, device: str, train: Train) -> Pa
 
 
 def refine(recipe: SmallRecipe, model: Path, work: Path, device: str, train: Train) -> Path:
-    """The finished network and VLM trained on; `model` itself where the recipe asks for no more steps.
+    """The finished network and VLM trained on, run after run; `model` itself where the recipe has none.
 
     Another model's run has another folder.
     """
-    if not recipe.refine_steps:
-        return model
-    hashes = model_hashes(model)
-    folder = work / f"refined-{hashes['model'][:8]}"
-    place = RunFolder(folder=folder, cache=folder / "cache")
-    recipe.refine_samples().write(place.recipe(recipe.side))
-    return train_run(recipe.refine_run(model), folder, hashes, device, train) / "last"
+    for number in range(len(recipe.refinements)):
+        hashes = model_hashes(model)
+        folder = work / f"refined-{number + 1}-{hashes['model'][:8]}"
+        place = RunFolder(folder=folder, cache=folder / "cache")
+        recipe.refine_samples(number).write(place.recipe(recipe.side))
+        config = recipe.refine_run(number, model)
+        model = train_run(config, folder, hashes, device, train) / "last"
+    return model
 
 
 def model_hashes(model: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pack.training.families import load_family
-from pack.training.recipes.small import SmallRecipe
+from pack.training.recipes.small import BASE_TASKS, Refinement, SmallRecipe
 from pack.training.recipes.small_vlm import SmallVLMConfig
 from pack.training.run_file import RunFile
 from pack.training.session import Session
@@ -33,11 +33,11 @@ def tiny_recipe(**changes: Any) -> SmallRecipe:
     settings = {
         "steps": 2,
         "further_steps": 0,
-        "refine_steps": 1,
+        "refinements": (Refinement(steps=1, tasks=BASE_TASKS),),
         "batch_size": 4,
         "distinct_samples": 60,
-        "lora_steps": 2,
-        "edit_further_steps": 1,
+        "edit_steps": 3,
+        "generate_steps": 2,
         "lora_batch_size": 4,
         "lora_samples": 6,
         "lora_rank": 2,

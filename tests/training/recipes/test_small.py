@@ -16,7 +16,7 @@ from pack.training.families import load_family
 from pack.training.launch import TrainingError
 from pack.training.recipes import small_run
 from pack.training.recipes.repeat import check_repeat
-from pack.training.recipes.small import BASE_TASKS, LORA_TASKS, SmallRecipe
+from pack.training.recipes.small import BASE_TASKS, LORA_TASKS, Refinement, SmallRecipe
 from pack.training.recipes.small_vlm import SmallVLMConfig, write_small_vlm
 from pack.training.synthesis.config import TASK_WEIGHTS
 from pack.vlm.inputs import build_inputs, image_token_id
@@ -54,8 +54,9 @@ def test_a_second_stage_goes_on_with_the_samples_that_follow(tmp_path: Path) -> 
     assert [(stage.steps, stage.learning_rate) for stage in rates] == [(4, 3e-3), (2, 2.5e-3)]
 
 
-def test_the_second_run_starts_from_the_finished_network_on_new_samples(tmp_path: Path) -> None:
-    still = tiny_recipe(steps=3, refine_steps=3, refine_learning_rate=1e-9)
+def test_further_runs_start_from_the_finished_network_on_new_samples(tmp_path: Path) -> None:
+    step = Refinement(steps=3, tasks=BASE_TASKS, learning_rate=1e-9)
+    still = tiny_recipe(steps=3, refinements=(step, step))
     trained = TrainHere()
     base = small_run.train_base(still, tmp_path, "cpu", trained)
     refined = small_run.refine(still, base, tmp_path, "cpu", trained)
@@ -64,14 +65,16 @@ def test_the_second_run_starts_from_the_finished_network_on_new_samples(tmp_path
     words = [tensors_of(folder / "vlm" / "model.safetensors")[0] for folder in (base, refined)]
     assert all(torch.allclose(words[0][name], words[1][name], atol=1e-7) for name in words[0])
     assert read_index(refined).network == read_index(base).network
-    seen = trained.losses["small-refined"]
-    assert len(seen) == 3 and not set(seen) & set(trained.losses["small-base"])
-    moved = dataclasses.replace(still, refine_learning_rate=1e-2)
+    seen = [trained.losses[name] for name in ("small-base", "small-refined-1", "small-refined-2")]
+    assert [len(losses) for losses in seen] == [3, 3, 3]
+    assert len({loss for losses in seen for loss in losses}) == 9, "samples of its own for each run"
+    faster = dataclasses.replace(step, learning_rate=1e-2)
+    moved = dataclasses.replace(still, refinements=(faster,))
     other = small_run.refine(moved, base, tmp_path / "moved", "cpu", trained)
     changed = tensors_of(other / "dit.safetensors")[0]
     assert any(not torch.equal(before[name], changed[name]) for name in before)
     assert (
-        small_run.refine(dataclasses.replace(still, refine_steps=0), base, tmp_path, "cpu", trained) == base
+        small_run.refine(dataclasses.replace(still, refinements=()), base, tmp_path, "cpu", trained) == base
     )
 
 
@@ -171,10 +174,9 @@ def test_the_full_size_model_stays_under_the_limit(tmp_path: Path) -> None:
 def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     recipe = SmallRecipe(side=64)
     adapters = [recipe.lora_run(task, tmp_path) for task in LORA_TASKS]
-    runs = [recipe.base_run(tmp_path), recipe.refine_run(tmp_path), *adapters]
+    runs = [recipe.base_run(tmp_path), *(recipe.refine_run(number, tmp_path) for number in (0, 1)), *adapters]
     assert all(from_json(RunConfig, to_json(run)) == run for run in runs)
-    lengths = [[stage.steps for stage in run.stages] for run in adapters]
-    assert lengths == [[recipe.lora_steps, recipe.edit_further_steps], [recipe.lora_steps]]
+    assert [run.total_steps for run in adapters] == [recipe.edit_steps, recipe.generate_steps]
     tasks = {task for task, _ in (*BASE_TASKS, *(pair for tasks in LORA_TASKS.values() for pair in tasks))}
     assert tasks <= TASK_WEIGHTS.keys()
     drawn = recipe.base_samples()
@@ -182,16 +184,20 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     assert {drawn.config.split, drawn.easy.split} == {"train"}
     assert {task for task, _ in drawn.easy.tasks} < {task for task, _ in drawn.config.tasks}
     seeds = {recipe.lora_synthesis(task).seed for task in LORA_TASKS} | {drawn.config.seed, drawn.easy.seed}
-    further = recipe.refine_samples()
-    assert len(seeds | {further.config.seed}) == 5 and further.config.split == "train"
-    assert {task for task, _ in further.config.tasks} == {task for task, _ in drawn.config.tasks}
-    assert further.count >= recipe.refine_steps * recipe.batch_size, "each sample once"
+    further = [recipe.refine_samples(number) for number in range(len(recipe.refinements))]
+    seeds |= {samples.config.seed for samples in further}
+    assert len(seeds) == 4 + len(further) and {samples.config.split for samples in further} == {"train"}
+    alone, joint = ({task for task, _ in samples.config.tasks} for samples in further)
+    assert alone == {task for task, _ in drawn.config.tasks}
+    assert joint == alone | {task for tasks in LORA_TASKS.values() for task, _ in tasks}
+    for refinement, samples in zip(recipe.refinements, further, strict=True):
+        assert samples.count >= refinement.steps * recipe.batch_size, "each sample once"
     few = dataclasses.replace(recipe, distinct_samples=9).base_samples()
     assert few.easy_count == 4
     with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
         SmallRecipe(side=30)
-    with pytest.raises(ValueError, match="lora_steps must be at least 1, got 0"):
-        SmallRecipe(lora_steps=0)
+    with pytest.raises(ValueError, match="edit_steps must be at least 1, got 0"):
+        SmallRecipe(edit_steps=0)
 
 
 def test_the_small_vlm_reads_words_and_pictures(tmp_path: Path) -> None:
