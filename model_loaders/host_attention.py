@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
@@ -12,19 +13,23 @@ from ..dit.omnigen.blocks import Attention
 
 
 def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """The attention ComfyUI was started with and the overrides of this run; PyTorch's where there is a mask.
+    """The attention ComfyUI was started with, PyTorch's where there is a mask; the overrides of this run.
 
-    SageAttention takes a mask and does not look at it, without a word.
+    SageAttention, which ComfyUI can be started with, takes a mask and does not look at it, without a word.
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            return attention_pytorch(query, key, value, query.shape[1], mask=mask, skip_reshape=True)
-        return optimized_attention(
+        if mask is not None and mask.dtype == torch.bool:
+            # Attention functions that overrides bring may add the mask whatever its dtype.
+            lowest = torch.finfo(query.dtype).min
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+        host = optimized_attention if mask is None else attention_pytorch
+        return host(
             query,
             key,
             value,
             query.shape[1],
+            mask=mask,
             skip_reshape=True,
             transformer_options=transformer_options,
         )
