@@ -13,9 +13,9 @@ from ..dit.omnigen.blocks import Attention
 
 
 def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """The attention ComfyUI was started with, PyTorch's where there is a mask; the overrides of this run.
+    """The attention ComfyUI was started with and the overrides of this run.
 
-    SageAttention, which ComfyUI can be started with, takes a mask and does not look at it, without a word.
+    Where that is SageAttention, rows with a mask take PyTorch's: it accepts a mask and does not look at it.
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -23,7 +23,8 @@ def host_attention(transformer_options: dict[str, Any]) -> Attention:
             # Attention functions that overrides bring may add the mask whatever its dtype.
             lowest = torch.finfo(query.dtype).min
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
-        host = optimized_attention if mask is None else attention_pytorch
+        drops_masks = "sage" in getattr(optimized_attention, "__name__", "")
+        host = attention_pytorch if mask is not None and drops_masks else optimized_attention
         return host(
             query,
             key,

@@ -17,14 +17,14 @@ def test_a_mask_is_kept_where_the_hosts_attention_would_drop_it(monkeypatch: pyt
 
     calls = []
 
-    def forgetful(
+    def attention_sage(
         query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Any = None, **more: Any
     ) -> Tensor:
-        """As SageAttention's."""
+        """As the host's function of that name."""
         calls.append(more["transformer_options"])
         return host_attention.attention_pytorch(query, key, value, heads, **more)
 
-    monkeypatch.setattr(host_attention, "optimized_attention", forgetful)
+    monkeypatch.setattr(host_attention, "optimized_attention", attention_sage)
     options = {"of": "this run"}
     attend = host_attention.host_attention(options)
     query, key, value = torch.randn(3, 2, 4, 6, 16, generator=torch.Generator().manual_seed(0))
