@@ -7,7 +7,7 @@ nothing has run yet: it changes with what it comes from. What is missing is told
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..model_loaders.lora import SETTINGS_FILE, lora_path
@@ -47,6 +47,16 @@ def folder_state(path: Path) -> str:
     return files_state(files_below(path))
 
 
+def state_of_name(name: str | None, files: Callable[[str], Iterable[Path]]) -> str:
+    """State of the files that a name stands for; UNKNOWN where it stands for none."""
+    if not name:
+        return UNKNOWN
+    try:
+        return files_state(files(name))
+    except (FileNotFoundError, ValueError):
+        return UNKNOWN
+
+
 def dataset_state(name: str | None) -> str:
     """State of a dataset's files."""
     known = datasets()
@@ -55,43 +65,31 @@ def dataset_state(name: str | None) -> str:
 
 def new_dataset_state(name: str | None, *inputs: str | None) -> str:
     """State of a dataset that is to be written, and of the input folders it is made from."""
-    if not name:
-        return UNKNOWN
-    try:
-        folders = [input_folder(folder, "folder") for folder in inputs if folder]
-        return "".join(
-            folder_state(Path(folder)) for folder in [new_dataset_folder(name), *folders] if folder
-        )
-    except (FileNotFoundError, ValueError):
-        return UNKNOWN
+
+    def files(name: str) -> Iterator[Path]:
+        yield from files_below(new_dataset_folder(name))
+        for folder in inputs:
+            place = input_folder(folder or "", "folder")
+            yield from files_below(Path(place)) if place else ()
+
+    return state_of_name(name, files)
 
 
 def weights_state(kind: str, name: str | None) -> str:
     """State of a weight file or of a set of shards in `models/<kind>`."""
-    if not name:
-        return UNKNOWN
-    try:
-        return files_state(weight_paths(kind, name))
-    except (FileNotFoundError, ValueError):
-        return UNKNOWN
+    return state_of_name(name, lambda chosen: weight_paths(kind, chosen))
 
 
 def model_folder_state(key: str, name: str | None) -> str:
     """State of the files of a folder below `models/<key>`."""
-    if not name:
-        return UNKNOWN
-    try:
-        return folder_state(model_folder(key, name))
-    except FileNotFoundError:
-        return UNKNOWN
+    return state_of_name(name, lambda chosen: files_below(model_folder(key, chosen)))
 
 
 def lora_state(name: str | None) -> str:
     """State of a LoRA file and of the settings beside it."""
-    if not name:
-        return UNKNOWN
-    try:
-        path = lora_path(name)
-    except (FileNotFoundError, ValueError):
-        return UNKNOWN
-    return files_state([path, path.with_name(SETTINGS_FILE)])
+
+    def files(chosen: str) -> list[Path]:
+        path = lora_path(chosen)
+        return [path, path.with_name(SETTINGS_FILE)]
+
+    return state_of_name(name, files)

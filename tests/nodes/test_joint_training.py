@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.nodes.test_training_nodes import ToyClip, ToyVae, pairs
+from tests.nodes.test_training_nodes import ToyClip, pairs, quick_lora
 
 pytestmark = pytest.mark.host
 
@@ -59,18 +59,7 @@ def lesson_parts(
 def train(base: Path, dataset: Any, vlm: Any, **changes: object) -> Any:
     from pack.nodes.training import TrainLoRA
 
-    settings: dict[str, Any] = {
-        "family": "kontext",
-        "run_name": "both",
-        "task": "edit",
-        "preset": "joint",
-        "clip": ToyClip(),
-        "vae": ToyVae(),
-        "steps": 2,
-        "resolution": 64,
-        "rank": 2,
-        "precision": "fp32",
-    }
+    settings = {"run_name": "both", "preset": "joint", **quick_lora()}
     with torch.inference_mode():
         return TrainLoRA.execute(base=base.name, dataset=dataset, vlm=vlm, **(settings | changes)).args
 

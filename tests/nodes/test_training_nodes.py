@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,20 @@ class ToyClip:
     def encode_from_tokens(self, tokens: list[int], return_pooled: bool) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(sum(tokens))
         return torch.randn(1, 5, 16, generator=generator), torch.randn(1, 8, generator=generator)
+
+
+def quick_lora() -> dict[str, Any]:
+    """Inputs of Train LoRA for two steps on a tiny Kontext."""
+    return {
+        "family": "kontext",
+        "task": "edit",
+        "clip": ToyClip(),
+        "vae": ToyVae(),
+        "steps": 2,
+        "resolution": 64,
+        "rank": 2,
+        "precision": "fp32",
+    }
 
 
 def pairs(folder: Path, count: int = 4) -> Path:
@@ -68,17 +83,10 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
     dataset = open_dataset(pairs(tmp_path / "data"))
     inputs = {
         "base": base.name,
-        "family": "kontext",
         "dataset": dataset,
         "run_name": "first",
-        "task": "edit",
         "preset": "hobby",
-        "clip": ToyClip(),
-        "vae": ToyVae(),
-        "steps": 2,
-        "resolution": 64,
-        "rank": 2,
-        "precision": "fp32",
+        **quick_lora(),
     }
     with torch.inference_mode():
         result = TrainLoRA.execute(**inputs)
