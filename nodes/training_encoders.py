@@ -221,7 +221,7 @@ def prompt_encoder(plan: EncodePlan, clip: Any, vlm: Any, processor: Any) -> Pro
     if plan.prompt_encoding == "vlm":
         return VlmPrompts(required(vlm, "vlm", "prompts and pictures are encoded by the model's VLM"), plan)
     if plan.prompt_encoding == "processor":
-        return ProcessorPrompts(required(processor, "processor", "it comes from DreamOmniLoadOmniGen"))
+        return ProcessorPrompts(required(processor, "processor", "it comes from Load OmniGen"))
     if plan.prompt_encoding == "answers":
         vlm = required(vlm, "vlm", "its tokenizer and templates are used")
         return AnswerEncoder(vlm.processor, vlm.identity)

@@ -19,7 +19,8 @@ from .checkpoint import checkpoint_steps
 from .config import RunConfig
 from .ladder import laddered, remember_rung
 from .memory import next_rung
-from .process import EXIT_OUT_OF_MEMORY
+from .metrics import MetricsFile
+from .process import EXIT_OUT_OF_MEMORY, chosen_device
 from .run_file import CANCEL, HEARTBEAT, LOG, MEMORY_RAN_OUT, RunFile
 from .trainer import CHECKPOINTS
 
@@ -188,6 +189,8 @@ def run_once(
     run: RunFile, folder: Path, heard: Callable[[dict[str, Any] | None], None], processes: int = 1
 ) -> int:
     """Train until the process ends; its exit code. What `heard` raises cancels the run first."""
+    if run.device == "auto":  # processes meet in another way on a CPU, so it is known before they start
+        run = dataclasses.replace(run, device=chosen_device("auto", rank=0).type)
     run.write(folder)
     with Worker(folder, processes, on_cpu=run.device == "cpu") as worker:
         done = False
@@ -199,6 +202,21 @@ def run_once(
             if not done:
                 worker.cancel()
         return worker.wait()
+
+
+def ladder_event(folder: Path, restart: int, gave_up: str) -> dict[str, Any]:
+    """What memory was given up, at the step from which the run goes on."""
+    step = (checkpoint_steps(folder / CHECKPOINTS) or [0])[-1]
+    return {"event": "ladder", "step": step, "restart": restart, "message": f"out of memory: {gave_up}"}
+
+
+def write_down(folder: Path, event: dict[str, Any]) -> None:
+    """Add an event to the run's diary, which no process of the run has open now."""
+    diary = MetricsFile(folder)
+    try:
+        diary.append(event)
+    finally:
+        diary.close()
 
 
 def run_with_ladder(
@@ -239,5 +257,7 @@ def run_with_ladder(
             raise TrainingError(f"{words}\n\nEnd of {folder / LOG}:\n{log_tail(folder)}")
         config, gave_up = rung
         remember_rung(folder, config, gave_up)
-        heard({"event": "ladder", "step": 0, "restart": attempt + 1, "message": f"out of memory: {gave_up}"})
+        event = ladder_event(folder, attempt + 1, gave_up)
+        write_down(folder, event)
+        heard(event)
     raise AssertionError("the loop returns or raises")

@@ -97,6 +97,11 @@ def lora_run(
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}; choose one of {', '.join(PRESETS)}")
     start = PRESETS[preset]
+    if start.memory.reference_attention == "exact" and family != "kontext":
+        raise ValueError(
+            f"the preset {preset!r} is for kontext, whose references may take a pass of their own; "
+            f"{family} has none, choose another preset"
+        )
     stage = chosen_stage(start.stage, chosen)
     adapter = start.adapter
     if chosen.rank:

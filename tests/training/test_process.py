@@ -158,6 +158,9 @@ def test_out_of_memory_walks_down_the_ladder_three_times_at_most_and_remembers(t
     assert seen[1].memory.offload_activations
     assert seen[2].memory.stream_base
     assert [event["restart"] for event in told if event["event"] == "ladder"] == [1, 2, 3]
+    diary = [event["message"] for event in read_metrics(tmp_path / "run") if event["event"] == "ladder"]
+    assert diary == [event["message"] for event in told if event["event"] == "ladder"]
+    assert diary[0].startswith("out of memory: ")
     continued = laddered(run.config, tmp_path / "run")
     assert continued.memory.stream_base
 
@@ -246,6 +249,8 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path: Path) -> Non
         place = tmp_path / str(processes)
         place.mkdir()
         run = kontext_run(place, steps=2, batch_size=2, gradient_accumulation=2)
+        if processes == 2 and not torch.cuda.is_available():
+            run = dataclasses.replace(run, device="auto")
         heard = []
         code = (in_this_process if processes == 1 else run_once)(run, place / "run", heard.append, processes)
         assert code == 0, (place / "run" / "worker.log").read_text()[-1500:]

@@ -225,6 +225,15 @@ def test_the_report_tells_the_memory_plan(tmp_path: Path) -> None:
     assert "memory plan (estimate) for 7 tokens" in run_summary(tmp_path)
 
 
+def test_only_kontext_has_references_for_less() -> None:
+    common = {"name": "a", "task": "edit", "base": {}, "chosen": Overrides(), "seed": 0}
+    run = lora_run(family="kontext", preset="references for less", **common)
+    assert run.memory.reference_attention == "exact"
+    for family in ("omnigen", "dreamomni"):
+        with pytest.raises(ValueError, match=f"is for kontext.*{family} has none, choose another preset"):
+            lora_run(family=family, preset="references for less", **common)
+
+
 def test_a_base_in_nf4_is_not_streamed() -> None:
     def memory(precision: str | None) -> tuple[str, bool]:
         chosen = Overrides(precision=precision) if precision else Overrides()

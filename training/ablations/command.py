@@ -24,7 +24,7 @@ from .variants import Budget, jobs_of
 log = logging.getLogger("dreamomni")
 
 ROOT = Path(__file__).resolve().parents[2]
-LETTERS = "abcde"
+LETTERS = tuple("abcde")
 SWITCH_CASES = 50
 
 

@@ -89,6 +89,13 @@ def table(letter: str, results: Results, budget: Budget, seeds: int) -> str:
     return "\n".join(lines)
 
 
+def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """The mean at every step that all curves have; a run that was stopped while measured lacks one."""
+    known = [dict(curve) for curve in curves]
+    shared = sorted(set.intersection(*(set(points) for points in known)))
+    return [(step, sum(points[step] for points in known) / len(known)) for step in shared]
+
+
 def draw_curves(letter: str, results: Results, budget: Budget, seeds: int, path: Path) -> None:
     """One panel for each kind of samples: the mean of each variant, its seeds as thin lines."""
     from matplotlib.figure import Figure
@@ -99,11 +106,9 @@ def draw_curves(letter: str, results: Results, budget: Budget, seeds: int, path:
     for panel, kind in zip(panels, kinds, strict=True):
         for number, variant in enumerate(EXPERIMENTS[letter]):
             curves = [curve_of(run, kind) for run in of_seeds(results, variant, budget, seeds)]
-            steps = [step for step, _ in curves[0]]
             for curve in curves:
-                panel.plot(steps, [loss for _, loss in curve], color=f"C{number}", alpha=0.3, linewidth=0.8)
-            means = [sum(curve[at][1] for curve in curves) / seeds for at in range(len(steps))]
-            panel.plot(steps, means, color=f"C{number}", label=variant.name)
+                panel.plot(*zip(*curve, strict=True), color=f"C{number}", alpha=0.3, linewidth=0.8)
+            panel.plot(*zip(*mean_curve(curves), strict=True), color=f"C{number}", label=variant.name)
         panel.set(title=KIND_WORDS[kind], xlabel="steps", ylabel="held-out squared error", yscale="log")
         panel.legend(fontsize=8)
     figure.suptitle(TITLES[letter], fontsize=10)

@@ -1,4 +1,4 @@
-"""Held-out cases: scenes no training sample shares, apart for one object and for several."""
+"""Held-out cases, apart for one object and for several: what no training sample has both before and after."""
 
 from __future__ import annotations
 

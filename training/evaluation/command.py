@@ -103,6 +103,15 @@ def with_stickers(config: SynthesisConfig, folder: Path) -> SynthesisConfig:
     return dataclasses.replace(config, stickers_folder=str(folder), sticker_share=1.0)
 
 
+def require_sticker_tasks(tasks: Sequence[str]) -> None:
+    """ValueError for a task whose scenes would be drawn shapes all the same."""
+    if drawn := [task for task in tasks if task in EDIT_TASKS and task not in STICKER_TASKS]:
+        raise ValueError(
+            f"{', '.join(drawn)} cannot be judged with stickers, which have no colour or pattern of their "
+            "own; leave it out, or judge without --stickers"
+        )
+
+
 def heading_of(options: argparse.Namespace, config: SynthesisConfig) -> str:
     """One line that says what was judged, for above the table."""
     what = "stickers" if options.stickers else "drawn shapes"
@@ -121,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = recipe_for(options.size, options.size) if models is None else models.config
         if options.stickers:
             config = with_stickers(config, options.stickers)
+            require_sticker_tasks(options.tasks or ())
         evaluation = Evaluation(
             config=config,
             tasks=tuple(options.tasks or (STICKER_TASKS if options.stickers else EDIT_TASKS)),

@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--work", type=Path, default=ROOT / "output" / "small", help="checkpoints and data")
-    made.add_argument("--out", type=Path, default=ROOT / "assets" / "small", help="the finished folder")
+    made.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "assets" / "small",
+        help="the finished folder; an older model there is replaced",
+    )
     made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     made.add_argument("--processes", type=int, default=1, help="processes that share a step's samples")
     made.add_argument(

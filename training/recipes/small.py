@@ -82,6 +82,25 @@ JOINT_TASKS: Weighted = (
 )
 """The mix of the second one: with requests that show several pictures, so that the VLM, which the adapters
 leave as it is, has read such words."""
+HARD_TASKS: Weighted = (
+    ("text_to_image", 2.5),
+    ("add", 0.6),
+    ("remove", 0.5),
+    ("replace", 1.5),
+    ("recolour", 0.8),
+    ("retexture", 2.5),
+    ("move", 2.0),
+    ("scale", 2.5),
+    ("rotate", 3.0),
+    ("inpaint", 0.5),
+    ("segment", 0.4),
+    ("detect", 2.5),
+    ("reference_add", 3.0),
+    ("reference_replace", 4.0),
+    ("reference_attribute", 4.0),
+    ("reference_generation", 0.6),
+)
+"""The mix of the third: mostly what the judge still found wrong."""
 EASY_TASKS: Weighted = (
     ("add", 1.0),
     ("remove", 1.0),
@@ -108,6 +127,8 @@ class Refinement:
     steps: int
     tasks: Weighted
     learning_rate: float = 2.5e-3
+    single_share: float = 0.3
+    """Share of the scenes with one object; the others are also those with several references."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +149,7 @@ class SmallRecipe:
     refinements: tuple[Refinement, ...] = (
         Refinement(steps=4_500, tasks=REFINE_TASKS),
         Refinement(steps=3_400, tasks=JOINT_TASKS),
+        Refinement(steps=3_700, tasks=HARD_TASKS, single_share=0.2),
     )
     """Further runs, each on the network that the one before it left."""
     warmup_steps: int = 100
@@ -219,7 +241,10 @@ class SmallRecipe:
     def refine_samples(self, number: int) -> DrawnSamples:
         """What further run `number` sees, each sample once; another seed than all before."""
         refinement = self.refinements[number]
-        config = self.synthesis(refinement.tasks, seed=len(LORA_TASKS) + 2 + number)
+        config = dataclasses.replace(
+            self.synthesis(refinement.tasks, seed=len(LORA_TASKS) + 2 + number),
+            single_share=refinement.single_share,
+        )
         return DrawnSamples(config=config, count=refinement.steps * self.batch_size + HELD_OUT)
 
     def lora_synthesis(self, task: str) -> SynthesisConfig:

@@ -156,9 +156,9 @@ def encode_for(config: RunConfig, data: Path, model: Path, manifest: Path, cache
 
 
 def train_lora(recipe: SmallRecipe, task: str, model: Path, work: Path, device: str, train: Train) -> Path:
-    """One adapter on the finished model; its file. Another model's adapter has another folder."""
+    """One adapter on the finished model; its file. Another model or number of samples has another folder."""
     hashes = model_hashes(model)
-    folder = work / f"{task}-lora-{hashes['model'][:8]}"
+    folder = work / f"{task}-lora-{hashes['model'][:8]}-{recipe.lora_samples}"
     config = recipe.lora_run(task, model)
     data = generate(
         Job(folder=work / f"{task}-data", config=recipe.lora_synthesis(task), count=recipe.lora_samples)
@@ -203,10 +203,30 @@ def assemble(recipe: SmallRecipe, model: Path, loras: dict[str, Path], out: Path
     return out
 
 
+def require_replaceable(out: Path, work: Path) -> None:
+    """ValueError unless `out` is new, empty or an older model of this recipe, and apart from `work`."""
+    out, work = out.resolve(), work.resolve()
+    if work.is_relative_to(out):
+        raise ValueError(
+            f"the model would take the place of {out}, where the work lies; choose another --out"
+        )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).is_file():
+        raise ValueError(
+            f"{out} holds other things than a small model (no {RECIPE}) and would be replaced; choose a new "
+            "folder as --out"
+        )
+
+
 def train_small(
     recipe: SmallRecipe, work: Path, out: Path, device: str = "auto", train: Train = run_once
 ) -> Path:
-    """Everything from nothing: VLM, network, both adapters, the folder `out`; goes on where it stopped."""
+    """Everything from nothing: VLM, network, both adapters, the folder `out`; goes on where it stopped.
+
+    ValueError, before any work, where `out` must not be replaced.
+    """
+    require_replaceable(out, work)
     model = refine(recipe, train_base(recipe, work, device, train), work, device, train)
     loras = {task: train_lora(recipe, task, model, work, device, train) for task in LORA_TASKS}
     return assemble(recipe, model, loras, out)

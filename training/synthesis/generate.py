@@ -19,7 +19,7 @@ from .writers import FORMATS, PARTIAL, WRITERS, FolderWriter
 log = logging.getLogger("dreamomni")
 
 MANIFEST = "dataset.json"
-VERSION = 1
+VERSION = 2
 """Raised when the same recipe gives other pictures than before."""
 
 Report = Callable[[int, Sample | None], None]

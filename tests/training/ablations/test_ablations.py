@@ -14,7 +14,7 @@ from pack.training.ablations import command
 from pack.training.ablations.carry_out import Workplace, all_results, finish_free, known_result
 from pack.training.ablations.intervals import mean_of, speed, steps_to
 from pack.training.ablations.measures import HeldOut, is_copy, judged_cases, tells_copies
-from pack.training.ablations.report import table, write_report
+from pack.training.ablations.report import mean_curve, table, write_report
 from pack.training.ablations.variants import (
     EDIT_TASKS,
     EXPERIMENTS,
@@ -188,9 +188,15 @@ def test_the_table_holds_every_variant_against_the_first() -> None:
     assert lines[3].endswith("| 75.0 ± 0.0 | 50.0 ± 0.0 |")
 
 
+def test_a_mean_is_over_the_steps_that_all_seeds_have() -> None:
+    whole, stopped = [(0, 4.0), (40, 2.0), (80, 1.0)], [(0, 6.0), (80, 3.0)]
+    assert mean_curve([whole, stopped]) == [(0, 5.0), (80, 2.0)]
+
+
 def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture, caplog) -> None:
-    assert command.main(["z"]) == 1
-    assert "there is no experiment 'z'; choose from a, b, c, d, e" in capsys.readouterr().err
+    for unknown in ("z", "ab"):
+        assert command.main([unknown]) == 1
+        assert f"there is no experiment '{unknown}'; choose from a, b, c, d, e" in capsys.readouterr().err
     options = ["b", "--processes", "1", "--model", str(tmp_path), "--work", str(tmp_path / "work")]
     assert command.main(options) == 1
     assert "positions are compared with LoRAs on a finished model" in caplog.text

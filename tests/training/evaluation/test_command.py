@@ -55,3 +55,5 @@ def test_faults_are_told_without_a_traceback(tmp_path: Path, capsys: pytest.Capt
     assert "has 20x10 px, the case 32x32" in capsys.readouterr().err
     assert main(["--size", "32", "--tasks", "fly"]) == 1
     assert "there is no task 'fly'" in capsys.readouterr().err
+    assert main(["--size", "32", "--tasks", "recolour", "--stickers", str(tmp_path)]) == 1
+    assert "recolour cannot be judged with stickers" in capsys.readouterr().err

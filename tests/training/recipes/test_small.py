@@ -135,6 +135,29 @@ def test_a_model_over_the_limit_is_refused(tiny_model: Path, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_an_older_model_is_replaced(tmp_path: Path) -> None:
+    def never(run, folder, heard) -> int:
+        raise AssertionError("nothing may be trained")
+
+    models, work = tmp_path / "models", tmp_path / "work"
+    (models / "other").mkdir(parents=True)
+    work.mkdir()
+    (tmp_path / "file").touch()
+    for out, words in (
+        (models, "holds other things than a small model"),
+        (work, "where the work lies"),
+        (tmp_path, "where the work lies"),
+        (tmp_path / "file", "is a file"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            small_run.train_small(tiny_recipe(), work, out, "cpu", never)
+    (models / "recipe.json").touch()
+    for out in (models, work / "model", tmp_path / "new"):
+        with pytest.raises(AssertionError, match="nothing may be trained"):
+            small_run.train_small(tiny_recipe(), work, out, "cpu", never)
+    assert (models / "other").is_dir()
+
+
 def test_a_failed_run_tells_its_last_words(tmp_path: Path) -> None:
     def fail(run, folder, heard) -> int:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from pack.training.synthesis.dice import Dice
+from pack.training.synthesis.scene import SceneObject, Sprite
 from pack.training.synthesis.stickers import clean_noun, words_of_name
+from pack.training.synthesis.tasks.generate import relative_words
 from pack.training.synthesis.templates import COMMANDS, TEMPLATES
 from pack.training.synthesis.words import (
     article,
@@ -13,6 +15,37 @@ from pack.training.synthesis.words import (
     plural,
     sentence,
 )
+from pack.training.synthesis.workshop import PLACES
+
+
+def star(x: float, y: float) -> SceneObject:
+    sprite = Sprite(shape="star", colour="red", texture="plain")
+    return SceneObject(key=0, sprite=sprite, x=x, y=y, scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ((0.75, 0.75), "below and to the right of it"),
+        ((0.5, 0.25), "above it"),
+        ((0.25, 0.5), "to the left of it"),
+    ],
+)
+def test_an_object_beside_the_middle_is_placed_relative_to_it(place: tuple[float, float], words: str) -> None:
+    before, item = (star(*at) for at in ((0.5, 0.5), place))
+    told = relative_words(item, before, Dice(1))
+    assert told is not None and told.removeprefix("directly ") == words
+
+
+def test_words_that_fit_two_places_are_not_used() -> None:
+    for one in PLACES:
+        answers: dict[str, set[tuple[float, float]]] = {}
+        for two in PLACES:
+            before, item = (star(*at) for at in (one, two))
+            if one != two and (words := relative_words(item, before, Dice(1))):
+                answers.setdefault(words.removeprefix("directly "), set()).add(two)
+        assert all(len(places) == 1 for places in answers.values())
+        assert ("to the right of it" in answers) == (one[0] == 0.5)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ from ..plan import Plan, generate_plan
 from ..scene import Scene, SceneObject
 from ..templates import fill
 from ..words import join_list
-from ..workshop import Workshop
+from ..workshop import PLACES, Workshop
 
 RELATIVE_SHARE = 0.4
 """How often an object is placed by words relative to the one before."""
 
 
-def relative_words(item: SceneObject, before: SceneObject, dice: Dice) -> str | None:
-    """`to the right of it`, `directly below it`, `below and to the left of it`; None if too close to tell."""
-    dx, dy = item.x - before.x, item.y - before.y
+def relation(dx: float, dy: float) -> str | None:
+    """The words for an offset in shares of the picture; None if too close to tell."""
     across = "right" if dx > 0 else "left"
     down = "below" if dy > 0 else "above"
     if abs(dx) > 0.2 and abs(dy) > 0.2:
@@ -26,8 +25,21 @@ def relative_words(item: SceneObject, before: SceneObject, dice: Dice) -> str | 
     if abs(dx) > 0.2 and abs(dy) < 0.1:
         return f"to the {across} of it"
     if abs(dy) > 0.2 and abs(dx) < 0.1:
-        return f"{dice.choice(('', 'directly '))}{down} it"
+        return f"{down} it"
     return None
+
+
+def relative_words(item: SceneObject, before: SceneObject, dice: Dice) -> str | None:
+    """`to the right of it`, `directly below it`, `below and to the left of it`.
+
+    None where another of the nine places would fit the words as well: there is one right answer.
+    """
+    words = relation(item.x - before.x, item.y - before.y)
+    fitting = [place for place in PLACES if relation(place[0] - before.x, place[1] - before.y) == words]
+    if words is None or len(fitting) != 1:
+        return None
+    is_straight = words in ("below it", "above it")
+    return dice.choice(("", "directly ")) + words if is_straight else words
 
 
 def sentences(shop: Workshop, scene: Scene) -> str:
