@@ -102,19 +102,28 @@ class KeptReference:
 
 def turn_keys(keys: Tensor, change: Sequence[float], axes: Sequence[int], theta: float) -> Tensor:
     """Rotated keys (... D) moved by `change` along the position axes, by RoPE with one position."""
+    # In double precision, which some devices lack: computed on the CPU.
     angles = [
-        moved / theta ** (torch.arange(0, dim, 2, dtype=torch.float64, device=keys.device) / dim)
+        moved / theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         for moved, dim in zip(change, axes, strict=True)
     ]
     angle = torch.cat(angles)
-    cosine, sine = angle.cos().float(), angle.sin().float()
+    cosine, sine = (part.float().to(keys.device) for part in (angle.cos(), angle.sin()))
     first, second = keys.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
     return turned.flatten(-2).to(keys.dtype)
 
 
 def block_of(options: dict[str, Any]) -> Block:
-    """Which attention ComfyUI is in, from the transformer options it hands to every attention."""
+    """Which attention ComfyUI is in, from the transformer options it hands to every attention.
+
+    ValueError on a host that does not say it.
+    """
+    if "block_type" not in options or "block_index" not in options:
+        raise ValueError(
+            "this ComfyUI does not tell which block its attention is in, so Reference Cache cannot work "
+            "here; update ComfyUI to 0.3.76 or newer, or take the node out"
+        )
     return str(options["block_type"]), int(options["block_index"])
 
 

@@ -67,6 +67,6 @@ def moved_to(tensor: Tensor, device: torch.device) -> Tensor:
     try:
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     except RuntimeError:  # the system has no more of it
-        log.debug("no pinned memory left; references are read from ordinary memory")
+        log.debug("no pinned memory left; what is kept is read from ordinary memory")
         return tensor.to(device)
     return pinned.copy_(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from ..dit.dreamomni.storage import WEIGHTS, FolderIndex, check_weights, read_index, read_weights
 from .dreamomni_model import DreamOmniModelConfig
-from .dreamomni_vae import open_vae
+from .dreamomni_vae import open_vae, stock_file
 from .patcher import make_patcher
 from .paths import model_folder
 from .vlm import LoadedVLM, load_vlm
 from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
 
+log = logging.getLogger("dreamomni")
 FP16_REASON = "fp16 was never tried with this network and is not offered; use bf16, or fp32 without bf16"
 
 
@@ -48,6 +50,18 @@ def open_vlm(folder: Path, index: FolderIndex) -> LoadedVLM:
             f"{index.network.vlm_width}: another VLM belongs to it"
         )
     return vlm
+
+
+def shared_parts(folder: Path) -> list[Path]:
+    """The VLM folder and the VAE file that config.json names, as far as they are there."""
+    found: list[Path] = []
+    try:
+        index = read_index(folder)
+        found.append(folder / index.vlm if (folder / index.vlm).is_dir() else model_folder("vlm", index.vlm))
+        found.append(stock_file(folder, index.vae))
+    except (OSError, ValueError):  # what is missing or wrong is told when the folder is opened
+        log.debug("%s names parts that are not there", folder.name)
+    return found
 
 
 def hidden_size(vlm_folder: Path) -> int | None:

@@ -11,16 +11,20 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
 from ..dit.omnigen.blocks import Attention
 
+OVERRIDE = "optimized_attention_override"
+
 
 def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """The attention ComfyUI was started with and the overrides of this run.
+    """The attention ComfyUI was started with and this run's override; what has a mask is kept from both.
 
-    Where that is SageAttention, rows with a mask take PyTorch's: it accepts a mask and does not look at it.
+    SageAttention accepts a mask and does not look at it, and other packs hang it into a run as an override
+    with any name. So rows with a mask take the attention ComfyUI was started with, PyTorch's if that is Sage.
     """
+    without_override = {name: value for name, value in transformer_options.items() if name != OVERRIDE}
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and mask.dtype == torch.bool:
-            # Attention functions that overrides bring may add the mask whatever its dtype.
+            # Some of ComfyUI's attention functions add the mask whatever its dtype.
             lowest = torch.finfo(query.dtype).min
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
         drops_masks = "sage" in getattr(optimized_attention, "__name__", "")
@@ -32,7 +36,7 @@ def host_attention(transformer_options: dict[str, Any]) -> Attention:
             query.shape[1],
             mask=mask,
             skip_reshape=True,
-            transformer_options=transformer_options,
+            transformer_options=transformer_options if mask is None else without_override,
         )
 
     return attend

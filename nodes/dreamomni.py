@@ -12,7 +12,7 @@ from ..dit.dreamomni.masking import MAX_SIDE, Border, masked_source
 from ..dit.references import flatten_on_white
 from ..model_loaders.dreamomni import WEIGHT_DTYPES, load_dreamomni
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
-from .fingerprints import model_folder_state
+from .fingerprints import dreamomni_state
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY, Vlm
@@ -59,12 +59,16 @@ class LoadDreamOmni(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, weight_dtype: str) -> bool | str:
-        return weight_dtype in WEIGHT_DTYPES or f"weight_dtype must be one of {', '.join(WEIGHT_DTYPES)}"
+    def validate_inputs(cls, weight_dtype: str | None = None) -> bool | str:
+        # A linked input is None here.
+        return (
+            weight_dtype in (None, *WEIGHT_DTYPES)
+            or f"weight_dtype must be one of {', '.join(WEIGHT_DTYPES)}"
+        )
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str | None = None, **_: object) -> str:
-        return model_folder_state("dreamomni", model_name)
+        return dreamomni_state(model_name)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from ..model_loaders.dreamomni import shared_parts
 from ..model_loaders.lora import SETTINGS_FILE, lora_path
 from ..model_loaders.paths import model_folder
 from ..model_loaders.weight_files import weight_paths
@@ -58,9 +59,11 @@ def state_of_name(name: str | None, files: Callable[[str], Iterable[Path]]) -> s
 
 
 def dataset_state(name: str | None) -> str:
-    """State of a dataset's files."""
+    """State of a dataset's files; a list of samples stands among its pictures."""
     known = datasets()
-    return folder_state(known[name]) if name in known else UNKNOWN
+    if name not in known:
+        return UNKNOWN
+    return folder_state(known[name] if known[name].is_dir() else known[name].parent)
 
 
 def new_dataset_state(name: str | None, *inputs: str | None) -> str:
@@ -83,6 +86,17 @@ def weights_state(kind: str, name: str | None) -> str:
 def model_folder_state(key: str, name: str | None) -> str:
     """State of the files of a folder below `models/<key>`."""
     return state_of_name(name, lambda chosen: files_below(model_folder(key, chosen)))
+
+
+def dreamomni_state(name: str | None) -> str:
+    """State of a DreamOmni folder and of the VLM and VAE it shares with others."""
+
+    def files(chosen: str) -> Iterator[Path]:
+        folder = model_folder("dreamomni", chosen)
+        yield from files_below(folder)
+        yield from (path for part in shared_parts(folder) for path in files_below(part))
+
+    return state_of_name(name, files)
 
 
 def lora_state(name: str | None) -> str:

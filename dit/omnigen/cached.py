@@ -97,6 +97,9 @@ class ReadingMemory:
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with torch.cuda.stream(self.stream):
             self.entry.copy_to(layer, *self.buffers[place], self.length)
+            for buffer in self.buffers[place]:
+                # Freed while the copy runs, its memory must not be given away yet.
+                buffer.record_stream(self.stream)
             self.ready[place].record(self.stream)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..stored_tensor import moved_to
 from .config import OmniGenConfig
 from .layout import Slot
 
@@ -71,9 +72,7 @@ def keep(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on `device` that shares no memory with the layer's own tensor."""
     if tensor.device == device:
         return tensor.clone(memory_format=torch.contiguous_format)
-    pinned = tensor.is_cuda and device.type == "cpu"
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
-    return copy.copy_(tensor)
+    return moved_to(tensor, device).contiguous()
 
 
 @dataclass(eq=False, slots=True)

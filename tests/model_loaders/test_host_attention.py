@@ -12,7 +12,10 @@ from torch import Tensor
 pytestmark = pytest.mark.host
 
 
-def test_a_mask_is_kept_where_the_hosts_attention_would_drop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("override", [False, True])
+def test_a_mask_is_kept_where_the_hosts_attention_would_drop_it(
+    monkeypatch: pytest.MonkeyPatch, override: bool
+) -> None:
     from pack.model_loaders import host_attention
 
     calls = []
@@ -24,8 +27,17 @@ def test_a_mask_is_kept_where_the_hosts_attention_would_drop_it(monkeypatch: pyt
         calls.append(more["transformer_options"])
         return host_attention.attention_pytorch(query, key, value, heads, **more)
 
+    overridden = False
+
+    def drops(inner: Any, *tensors: Any, **more: Any) -> Tensor:
+        """As an override of another pack that brings SageAttention."""
+        nonlocal overridden
+        overridden = True
+        assert more.get("mask") is None
+        return inner(*tensors, **more)
+
     monkeypatch.setattr(host_attention, "optimized_attention", attention_sage)
-    options = {"of": "this run"}
+    options = {"of": "this run"} | ({"optimized_attention_override": drops} if override else {})
     attend = host_attention.host_attention(options)
     query, key, value = torch.randn(3, 2, 4, 6, 16, generator=torch.Generator().manual_seed(0))
     causal = torch.ones(6, 6, dtype=torch.bool).tril()
@@ -36,3 +48,4 @@ def test_a_mask_is_kept_where_the_hosts_attention_would_drop_it(monkeypatch: pyt
             attend(query, key, value, mask), expected.transpose(1, 2).flatten(2), atol=1e-6, rtol=1e-5
         )
     assert calls == [options], "only what has no mask goes to the host's choice"
+    assert overridden == override

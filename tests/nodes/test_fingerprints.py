@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pack.dit.dreamomni.storage import FORMAT
 
 pytestmark = pytest.mark.host
 
@@ -56,6 +58,17 @@ def test_a_model_folder_that_changed(models_dir: Path, node: str, part: str) -> 
     check_changes(
         lambda: fingerprint(node, **{name: NAME, "weight_dtype": "default"}), models_dir / kind / NAME / part
     )
+
+
+@pytest.mark.parametrize("part", ["vlm/shared/config.json", "vae/ae.safetensors"])
+def test_a_part_that_a_dreamomni_folder_shares_changed(models_dir: Path, part: str) -> None:
+    folder = models_dir / "dreamomni" / NAME
+    write(folder / WEIGHTS)
+    index = {"format": FORMAT, "network": {}, "vlm": "shared", "vae": "ae.safetensors"}
+    (folder / "config.json").write_text(json.dumps(index))
+    for name in ("vlm/shared/config.json", "vae/ae.safetensors"):
+        write(models_dir / name)
+    check_changes(lambda: fingerprint("LoadDreamOmni", model_name=NAME), models_dir / part)
 
 
 @pytest.mark.parametrize(("node", "name"), [(n, name) for n, names in LORA_NODES.items() for name in names])
