@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
 
 from host.places import ROOT, SetupError
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         from host.testing import run_tests
 
         return run_tests(options.part, rest)
-    from host.environment import child_environment, ensure_environment
+    from host.environment import ensure_environment, run_child
 
     python = ensure_environment()
     if options.command == "check":
@@ -76,10 +75,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         for name in ("model", "out"):
             value = getattr(options, name)
             command += [f"--{name}", value] if value else []
-        return subprocess.run(command, env=child_environment()).returncode
+        return run_child(command)
     if options.command in SCRIPTS:
-        command = [python, ROOT / SCRIPTS[options.command], *rest]
-        return subprocess.run(command, env=child_environment()).returncode
+        return run_child([python, ROOT / SCRIPTS[options.command], *rest])
     if options.command == "locales":
         from host.locales import write_locales
 
@@ -92,6 +90,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 if __name__ == "__main__":
     # Being asked to end is no reason to leave a server behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A script's background jobs ignore Ctrl+C and hand that on; the programs we start are ended by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(run(*parse()))
     except SetupError as error:

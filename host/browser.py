@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 
@@ -28,12 +29,22 @@ def find_browser() -> str:
     return found
 
 
+def is_ubuntu() -> bool:
+    """Whether this is Ubuntu by its own word."""
+    try:
+        return platform.freedesktop_os_release().get("ID") == "ubuntu"
+    except OSError:
+        return False
+
+
 def install_hint() -> str:
-    """The command that installs Chromium here."""
+    """How to install Chromium here."""
     if sys.platform == "darwin":
         return "brew install --cask chromium"
     if sys.platform == "win32":
         return "winget install Hibbiki.Chromium"
+    if is_ubuntu():  # its package chromium is a pointer to a snap
+        return "install Google Chrome from google.com/chrome"
     if shutil.which("dnf"):
         return "sudo dnf install chromium"
     if shutil.which("pacman"):

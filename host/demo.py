@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .client import Client
+from .client import Client, PromptError
 from .environment import child_environment
 from .places import DEMO_BASE, OUTPUT, PACK_FOLDER, ROOT, SetupError, environment_program
 from .prompt import MUTED, widget_slots, workflow_to_prompt
@@ -42,10 +42,7 @@ def run_demo(*, serve: bool, port: int, redraw: bool = False) -> int:
         )
     print("Starting ComfyUI ...", flush=True)
     with Server(DEMO_BASE, cpu=not has_gpu(), port=port if serve else None, output=OUTPUT) as server:
-        start, rows = time.monotonic(), []
-        for row in demo_rows(server):
-            print(f"{row['heading']}: {row['text']}", flush=True)
-            rows.append(row)
+        start, rows = time.monotonic(), told_rows(server)
         print(
             f"{len(rows)} requests in {time.monotonic() - start:.0f} s; one a row: {draw_sheet(rows, SHEET)}"
         )
@@ -55,8 +52,22 @@ def run_demo(*, serve: bool, port: int, redraw: bool = False) -> int:
         if serve:
             print(f"\nComfyUI is open with a workflow loaded: {template_address(server.client)}")
             print("Ctrl+C ends it.", flush=True)
-            stay_open()
+            stay_open(server)
     return 0
+
+
+def told_rows(server: Server) -> list[Row]:
+    """The rows of the sheet, each said when it is done; SetupError with the server's words if one fails."""
+    rows = []
+    try:
+        for row in demo_rows(server):
+            print(f"{row['heading']}: {row['text']}", flush=True)
+            rows.append(row)
+    except (PromptError, OSError) as error:
+        raise SetupError(
+            f"the demo failed: {error}\nThe end of {server.log}:\n{server.log_tail()}"
+        ) from error
+    return rows
 
 
 def read_cases() -> list[Row]:
@@ -158,10 +169,12 @@ def template_address(client: Client) -> str:
     return f"{client.url}/?template={EDIT}&source={PACK_FOLDER}"
 
 
-def stay_open() -> None:
-    """Return when the user presses Ctrl+C."""
+def stay_open(server: Server) -> None:
+    """Return when the user presses Ctrl+C; SetupError if ComfyUI ends before."""
+    assert server.process is not None
     try:
-        while True:
-            time.sleep(3600)
+        server.process.wait()
     except KeyboardInterrupt:
         print()
+        return
+    raise SetupError(f"ComfyUI has ended; the end of {server.log}:\n{server.log_tail()}")

@@ -6,8 +6,11 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .comfyui import ensure_comfyui
@@ -15,6 +18,8 @@ from .places import PINNED_COMFYUI, ROOT, SetupError, comfyui_dir, environment_d
 
 OLDEST_PYTHON = (3, 11)
 CONSTRAINTS = ROOT / "constraints.txt"
+ENDING_SECONDS = 150
+"""Longer than a training process takes for its last checkpoint."""
 REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt")
 
 
@@ -23,8 +28,8 @@ def ensure_environment() -> Path:
     python = environment_program("python")
     if not python.exists():
         create_environment()
-    if subprocess.run([python, "-c", "import pip"], capture_output=True).returncode:
-        subprocess.run([python, "-m", "ensurepip"], stdout=subprocess.DEVNULL)
+    if not runs(python, "-c", "import pip") and not runs(python, "-m", "ensurepip"):
+        create_environment()  # Debian makes half an environment when python3-venv is missing
     ensure_comfyui(python)
     files = [*REQUIREMENTS, comfyui_dir() / "requirements.txt"]
     constraints = constraints_for_host()
@@ -79,11 +84,20 @@ def install(python: Path, files: list[Path], constraints: str) -> None:
     print("Installing packages (several GB the first time) ...", flush=True)
     frozen = environment_dir() / "constraints.txt"
     frozen.write_text(constraints)
-    command = [*installer(python), "-q"]
+    wanted: list[str | Path] = ["-q", "-c", frozen]
     for file in files:
-        command += ["-r", file]
-    if subprocess.run([*command, "-c", frozen]).returncode:
+        wanted += ["-r", file]
+    first, pip = installer(python), pip_install(python)
+    if subprocess.run([*first, *wanted]).returncode == 0:
+        return
+    # uv does not read pip's settings, such as the address of a mirror.
+    if first == pip or subprocess.run([*pip, *wanted]).returncode:
         raise SetupError("installing the packages failed; the lines above say why")
+
+
+def pip_install(python: Path) -> list[str | Path]:
+    """The environment's own `pip install`."""
+    return [python, "-m", "pip", "install"]
 
 
 def installer(python: Path) -> list[str | Path]:
@@ -92,7 +106,7 @@ def installer(python: Path) -> list[str | Path]:
     if on_path and works(on_path):
         return [on_path, "pip", "install", "--python", python]
     pinned = re.search(r"^uv==.*$", CONSTRAINTS.read_text(), re.MULTILINE)
-    pip: list[str | Path] = [python, "-m", "pip", "install"]
+    pip = pip_install(python)
     if pinned and subprocess.run([*pip, "-q", pinned.group()], capture_output=True).returncode == 0:
         return [python, "-m", "uv", "pip", "install", "--python", python]
     return pip
@@ -100,10 +114,31 @@ def installer(python: Path) -> list[str | Path]:
 
 def works(program: str) -> bool:
     """Whether `program --version` runs; a version manager's stub may be on PATH without the program."""
-    return subprocess.run([program, "--version"], capture_output=True).returncode == 0
+    return runs(program, "--version")
+
+
+def runs(*command: str | Path) -> bool:
+    """Whether a program ends well; what it says is not shown."""
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def child_environment() -> dict[str, str]:
     """Environment variables for the programs we start: the chosen host, one thread per process."""
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return {**os.environ, **threads, "COMFYUI_DIR": str(comfyui_dir()), "PYTHONUNBUFFERED": "1"}
+
+
+def run_child(command: Sequence[str | Path], folder: Path | None = None) -> int:
+    """Exit code of a program of ours; when we are asked to end, so is it, with time to put things away."""
+    process = subprocess.Popen(command, cwd=folder, env=child_environment())
+    try:
+        return process.wait()
+    except SystemExit:  # Ctrl+C reaches it by itself, this does not
+        if os.name == "posix":
+            process.send_signal(signal.SIGINT)
+        raise
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING_SECONDS)
+        if process.poll() is None:
+            process.kill()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from .browser import find_browser
 from .checks import check
-from .environment import child_environment, ensure_environment
+from .environment import ensure_environment, run_child
 from .places import ROOT, environment_program
 
 QUICK = "not e2e and not browser"
@@ -25,8 +23,16 @@ def run_tests(part: str | None, extra: list[str]) -> int:
         return pytest([*side_by_side(), "-m", QUICK, *extra])
     if part is not None:
         return pytest(["-m", part, *extra])
-    codes = [pytest([*side_by_side(), "-m", QUICK, *extra]), pytest(["-m", "e2e or browser", *extra])]
-    return max(0 if code == NOTHING_SELECTED else code for code in codes)
+    quick = pytest([*side_by_side(), "-m", QUICK, *extra])
+    return together([quick, pytest(["-m", "e2e or browser", *extra])])
+
+
+def together(codes: list[int]) -> int:
+    """One exit code of all parts; a part that a signal ended, whose code is negative, has failed too."""
+    if all(code == NOTHING_SELECTED for code in codes):
+        return NOTHING_SELECTED
+    failed = [code for code in codes if code not in (0, NOTHING_SELECTED)]
+    return 0 if not failed else max(1, *failed)
 
 
 def side_by_side() -> list[str]:
@@ -36,5 +42,4 @@ def side_by_side() -> list[str]:
 
 def pytest(arguments: list[str]) -> int:
     """Exit code of the environment's `pytest`; `python -m pytest` would put the root on sys.path."""
-    command = [environment_program("pytest"), "-q", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=child_environment()).returncode
+    return run_child([environment_program("pytest"), "-q", *arguments], folder=ROOT)

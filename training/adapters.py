@@ -6,8 +6,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .config import AdapterConfig
@@ -21,6 +19,8 @@ def inject_lora(network: nn.Module, config: AdapterConfig, targets: list[str], s
 
     The base is frozen; A is drawn from `seed` and B starts at zero, so nothing changes before the first step.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # loaded when a run begins
+
     wanted = list(config.targets) or targets
     found = matching_linears(network, wanted)
     if not found:
@@ -68,6 +68,8 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 @contextmanager
 def lora_off(network: nn.Module) -> Generator[None]:
     """The base network alone, bit for bit, inside the block."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)

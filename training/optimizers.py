@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from .config import OptimizerConfig, RunConfig
@@ -71,6 +70,8 @@ def make_optimizer(
 @lru_cache(maxsize=8)
 def learning_rate_factor(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
     """Step of the stage -> factor on its learning rate, by diffusers' schedules; depends on nothing else."""
+    from diffusers.optimization import get_scheduler  # loaded when a run begins
+
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = get_scheduler(
         config.schedule, unused, num_warmup_steps=config.warmup_steps, num_training_steps=steps

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from .adapters import inject_lora, lora_parameters
@@ -25,6 +24,17 @@ from .optimizers import (
 )
 from .recompute import recompute_blocks
 
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
+
+def moving_average(trainable: Mapping[str, nn.Parameter], decay: float) -> EMAModel | None:
+    """The moving average of the weights; None where none is wanted."""
+    # Loaded when a run begins: the nodes are there without the libraries of training.
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(trainable.values(), decay=decay) if decay else None
+
 
 class Session:
     """Everything that changes while a run goes on; `step` counts finished optimizer steps."""
@@ -41,11 +51,7 @@ class Session:
         self.optimizer = make_optimizer(
             config.optimizer, self.trainable.values(), first.learning_rate, hidden
         )
-        self.ema = (
-            EMAModel(self.trainable.values(), decay=config.optimizer.ema_decay)
-            if config.optimizer.ema_decay
-            else None
-        )
+        self.ema = moving_average(self.trainable, config.optimizer.ema_decay)
         self.monitor, self.best, self.best_stage = LossMonitor(), BestValue(), 0
         self.step = self.validated_step = 0
 

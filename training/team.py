@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Team:
     @classmethod
     def joined(cls, cpu: bool) -> Team:
         """The processes accelerate's environment describes; a process on its own gets a team of one."""
+        from accelerate import Accelerator  # loaded when a run begins
+
         accelerator = Accelerator(cpu=cpu)
         return cls(accelerator if accelerator.num_processes > 1 else None)
 

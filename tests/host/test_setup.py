@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from pack.host import browser, client, comfyui, environment, places, server
+from pack.host import browser, client, comfyui, environment, places, server, testing
 
 ROOT = places.ROOT
 
@@ -87,6 +91,73 @@ def test_a_base_folder_skips_the_first_run_dialog_and_keeps_settings(tmp_path: P
     server.prepare_base(tmp_path)
     assert settings.read_text() == "{}"
     assert (tmp_path / "custom_nodes" / places.PACK_FOLDER / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("codes", "together"),
+    [([0, 0], 0), ([0, 5], 0), ([5, 5], 5), ([0, -9], 1), ([-9, 0], 1), ([1, -11], 1), ([2, 0], 2)],
+)
+def test_a_part_that_failed_or_was_killed_fails_the_whole(codes: list[int], together: int) -> None:
+    assert testing.together(codes) == together
+
+
+CHILD = """
+import pathlib, time
+pathlib.Path("begun").touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)  # longer than Python itself gives a child after Ctrl+C
+    pathlib.Path("put away").touch()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_program_that_is_asked_to_end_may_put_things_away(tmp_path: Path) -> None:
+    parent = f"""
+import importlib.util, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from host.environment import run_child
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+run_child([sys.executable, "-c", {CHILD!r}], folder=Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    end = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert (tmp_path / "put away").exists()
+
+
+def test_a_proxy_is_not_asked_for_a_server_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as own:
+        threading.Thread(target=own.serve_forever, daemon=True).start()
+        assert client.Client(f"http://127.0.0.1:{own.server_port}").request("/")
+        own.shutdown()
+
+
+def test_pip_is_tried_where_uv_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list] = []
+
+    def run(command: list, **_: object) -> subprocess.CompletedProcess:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, int("uv" in command))
+
+    monkeypatch.setattr(environment, "environment_dir", lambda: tmp_path)
+    monkeypatch.setattr(environment, "installer", lambda python: ["uv", "pip", "install"])
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment.install(tmp_path / "python", [tmp_path / "wanted.txt"], "")
+    assert [command[0] for command in asked] == ["uv", tmp_path / "python"]
+    assert asked[0][3:] == asked[1][4:]
+    monkeypatch.setattr(environment.subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, 1))
+    with pytest.raises(places.SetupError, match="installing the packages failed"):
+        environment.install(tmp_path / "python", [], "")
 
 
 def test_a_missing_browser_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

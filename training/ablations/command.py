@@ -64,8 +64,14 @@ def finish_together(arguments: Sequence[str], processes: int) -> None:
     """Carry the runs out in processes like this one; each takes the next run that nobody has."""
     own = [sys.executable, str(ROOT / "bench" / "ablate.py"), *arguments, "--share"]
     started = [subprocess.Popen(own) for _ in range(processes)]
-    if codes := [code for process in started if (code := process.wait()) != 0]:
-        raise TrainingError(f"a process ended with code {codes[0]}; what it said stands above")
+    try:
+        codes = [process.wait() for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+    if failed := [code for code in codes if code != 0]:
+        raise TrainingError(f"a process ended with code {failed[0]}; what it said stands above")
 
 
 def switch_table(model: Path, cases: int, evaluations: int) -> str:
