@@ -105,8 +105,12 @@ def base_parts(config: RunConfig) -> dict[str, tuple[Path, ...]]:
 
 
 def base_hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the base's weights, so that a LoRA names what it was trained on; stops at a cancel."""
-    return {role: files_sha256(files, check_cancelled) for role, files in base_parts(config).items() if files}
+    """SHA-256 of the weights of each base, those that encode among them; stops at a cancel.
+
+    A LoRA names them, and a run does not go on with others.
+    """
+    parts = {role: weights_of(Path(path)) for role, path in config.base.items() if path}
+    return {role: files_sha256(files, check_cancelled) for role, files in parts.items() if files}
 
 
 @dataclass(kw_only=True)

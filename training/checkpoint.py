@@ -108,6 +108,15 @@ def load_newest(folder: Path) -> tuple[RunState | None, list[str]]:
         try:
             return load_checkpoint(checkpoint_path(folder, step)), messages
         except ValueError as error:
-            messages.append(f"{error}; the one before it is used")
+            messages.append(f"{error}; it is passed over")
             log.warning(messages[-1])
     return None, messages
+
+
+def put_aside_damaged(folder: Path, newer_than: int) -> None:
+    """Rename the checkpoints that were passed over, so that whole ones need not make room for them."""
+    for step in checkpoint_steps(folder):
+        if step > newer_than:
+            path = checkpoint_path(folder, step)
+            shutil.rmtree(folder / f"damaged-{path.name}", ignore_errors=True)
+            path.rename(folder / f"damaged-{path.name}")

@@ -205,12 +205,15 @@ class Encoding:
 
 def chosen_indices(dataset: EditDataset, task: str) -> list[int]:
     """Indices of the samples that a run for `task` uses; ValueError when there are none."""
-    records = [dataset.record(index) for index in range(len(dataset))]
-    chosen = [i for i, record in enumerate(records) if belongs_to_task(record.mode, record.task, task)]
+    chosen, modes = [], set()
+    for index in range(len(dataset)):
+        record = dataset.record(index)  # not kept: a million of them would not fit in memory
+        modes.add(f"{record.mode}/{record.task}")
+        if belongs_to_task(record.mode, record.task, task):
+            chosen.append(index)
     if not chosen:
-        modes = sorted({f"{record.mode}/{record.task}" for record in records})
         raise ValueError(
-            f"the dataset has no samples for task {task!r}; it has {', '.join(modes) or 'none at all'}. "
+            f"the dataset has no samples for task {task!r}; it has {', '.join(sorted(modes)) or 'none'}. "
             "Choose another task or another dataset."
         )
     return chosen

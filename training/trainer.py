@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .cache import TensorCache, content_key
-from .checkpoint import load_newest, save_checkpoint
+from .checkpoint import checkpoint_steps, load_newest, put_aside_damaged, save_checkpoint
 from .config import RunConfig
 from .config_json import changed_settings, from_json
 from .drawn import DrawnEntries, DrawnStore, read_drawn
@@ -115,11 +115,14 @@ class Trainer:
             outcome = "cancelled"
         except torch.OutOfMemoryError:
             session.optimizer.zero_grad(set_to_none=True)
-            self.save(together=False)  # the others wait for a gradient that will not come
+            self.save_unless_suspect(together=False)  # the others wait for a gradient that will not come
             raise
         finally:
             self.close()
-        self.save()
+        if outcome == "finished":
+            self.save()
+        else:
+            self.save_unless_suspect()
         self.emit({"event": outcome, "step": session.step, "best_step": session.best.step})
         return outcome
 
@@ -266,6 +269,15 @@ class Trainer:
         if together:
             self.team.wait()
 
+    def save_unless_suspect(self, together: bool = True) -> None:
+        """Save where the run was ended, unless weights that may be going wrong would replace good ones."""
+        kept = checkpoint_steps(self.place.checkpoints)
+        if not (self.session.monitor.is_suspect and kept):
+            self.save(together)
+            return
+        words = f"the loss was rising, so this step was not saved; the run goes on from step {kept[-1]}"
+        self.emit({"event": "note", "step": self.session.step, "message": words})
+
     def export(self, name: str) -> None:
         """Write the weights in the form others load."""
         try:
@@ -278,12 +290,20 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one."""
+        """Continue from the newest whole checkpoint, if there is one; ValueError if all are damaged."""
         state, messages = load_newest(self.place.checkpoints)
         for message in messages:
             self.emit({"event": "note", "step": state.step if state else 0, "message": message})
+        if state is None and messages:
+            raise ValueError(
+                f"no checkpoint of run {self.session.config.name} is whole, and it does not begin again by "
+                f"itself: put back {self.place.checkpoints} from a copy, or choose another run name"
+            )
         if state is None:
             return
+        self.team.wait()
+        if self.team.leads:
+            put_aside_damaged(self.place.checkpoints, newer_than=state.step)
         old = laddered(from_json(RunConfig, state.data["config"]), self.place.folder)
         require_resumable(old, self.session.config, state.data.get("base_hashes", {}))
         self.fingerprint = self.last_fingerprint(state.step)

@@ -24,6 +24,7 @@ def held_out_loss(
 ) -> float:
     """Mean loss of the held-out samples with the weights that would be saved; equal on every process."""
     config, device = session.config, session.device
+    chosen = config.validation.sigmas if session.family.uses_sigma else config.validation.sigmas[:1]
     total = torch.zeros((), device=device)
     with torch.no_grad(), session.saved_weights(), session.autocast():
         for index in team.share(indices):
@@ -32,10 +33,14 @@ def held_out_loss(
             batch = session.family.collate([sample], config, device, torch.float32)
             generator = slot_generator(config.seed, 0, index, "validation")
             noise = torch.randn(sample.target.shape, generator=generator)[None].to(device)
-            for sigma in config.validation.sigmas:
+            for number, sigma in enumerate(chosen):
                 sigmas = torch.full((1,), sigma, device=device)
-                total += session.family.loss(session.network, batch, noise, sigmas, config).sum()
-    return team.sum(total).item() / (len(indices) * len(config.validation.sigmas))
+                # What a network draws by itself is the same each time too.
+                seed = slot_generator(config.seed, number, index, "validation network").initial_seed()
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                    torch.manual_seed(seed)
+                    total += session.family.loss(session.network, batch, noise, sigmas, config).sum()
+    return team.sum(total).item() / (len(indices) * len(chosen))
 
 
 def sample_latents(

@@ -5,7 +5,7 @@ Pictures are (B, 3, H, W) in -1..1, sides multiples of the downscale d; latents 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -153,17 +153,23 @@ class PixelBlocks(nn.Module):
 
 
 def fit_scale(latents: Tensor) -> tuple[float, float]:
-    """(scale, shift) that bring latents (N, C, h, w) to mean 0 and deviation 1: (latent - shift) * scale."""
+    """(scale, shift) that bring latents of any shape to mean 0 and deviation 1: (latent - shift) * scale."""
     return 1.0 / max(latents.std().item(), 1e-6), latents.mean().item()
 
 
-def fit_preview_colours(latents: Tensor, pictures: Tensor) -> tuple[list[list[float]], list[float]]:
-    """Least-squares RGB factors (C rows of 3) and bias (3) of scaled latents (N, C, h, w).
+def fit_preview_colours(
+    latents: Iterable[Tensor], pictures: Iterable[Tensor]
+) -> tuple[list[list[float]], list[float]]:
+    """Least-squares RGB factors (C rows of 3) and bias (3) of scaled latents (C, h, w) of any sizes.
 
-    The target is the mean colour of each cell of pictures (N, 3, H, W) in -1..1.
+    The target is the mean colour of each cell of the pictures (3, H, W) in -1..1.
     """
-    small = F.interpolate(pictures.double(), latents.shape[-2:], mode="area")
-    points = latents.double().movedim(1, -1).flatten(0, 2)
-    design = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
-    solution = torch.linalg.lstsq(design, small.movedim(1, -1).flatten(0, 2)).solution
+    points, colours = [], []
+    for latent, picture in zip(latents, pictures, strict=True):
+        small = F.interpolate(picture.double()[None], latent.shape[-2:], mode="area")[0]
+        points.append(latent.double().flatten(1).T)
+        colours.append(small.flatten(1).T)
+    cells = torch.cat(points)
+    design = torch.cat([cells, torch.ones_like(cells[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(design, torch.cat(colours)).solution
     return solution[:-1].tolist(), solution[-1].tolist()

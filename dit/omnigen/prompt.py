@@ -47,13 +47,14 @@ def tag_mentions(prompt: str) -> str:
 def tagged_prompt(prompt: str, num_images: int) -> str:
     """A training caption made to fit its pictures: mentions become tags, missing tags go in front.
 
+    A number without a picture is none: "turn the image 90 degrees".
     Without pictures the tags go; a dropped caption with pictures is the image-only prompt.
     """
     if num_images == 0:
         return PICTURE.sub("", prompt).strip()
     if prompt == UNCONDITIONAL_PROMPT:
         return image_only_prompt(num_images)
-    prompt = tag_mentions(prompt)
+    prompt = MENTION.sub(lambda m: tag(int(m[1])) if 0 < int(m[1]) <= num_images else m[0], prompt)
     missing = [tag(number) for number in range(1, num_images + 1) if tag(number) not in prompt]
     return " ".join([*missing, prompt.strip()])
 

@@ -172,6 +172,9 @@ def test_shards_are_offered_as_one_base(models_dir: Path) -> None:
         config = RunConfig(name="x", family="kontext", base={"transformer": str(base_path(name, "kontext"))})
         assert len(base_parts(config)["transformer"]) == count
         assert len(base_hashes(config)["transformer"]) == 64
+    encoders = {"vlm": str(folder), "vae": str(loose / "diffusion_pytorch_model-00001-of-00002.safetensors")}
+    hashes = base_hashes(RunConfig(name="x", family="dreamomni", base=encoders))
+    assert set(hashes) == {"vlm", "vae"}, "a run must not go on with other encoders"
     min(folder.glob("*.safetensors")).unlink()
     with pytest.raises(FileNotFoundError, match="has 2 of 3 shards, missing: 1"):
         base_path(offered[1], "kontext")

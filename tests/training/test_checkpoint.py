@@ -54,7 +54,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, file
     assert newest.step == 1
     assert len(messages) == 1
     assert "is damaged" in messages[0]
-    assert "the one before it is used" in messages[0]
+    assert "it is passed over" in messages[0]
     with pytest.raises(ValueError, match="is damaged"):
         load_checkpoint(checkpoint_path(tmp_path, 2))
 

@@ -182,6 +182,40 @@ def test_a_runaway_loss_rewinds_to_the_last_checkpoint_and_says_what_to_do(tmp_p
         assert tensor.isfinite().all()
 
 
+def test_a_cancel_while_the_loss_runs_away_replaces_no_good_checkpoint(tmp_path: Path) -> None:
+    place = toy_place(tmp_path)
+    trainer, events = toy_trainer(toy_config(steps=20), place, stop_at=8)
+    real = trainer.session.family.loss
+
+    def poisoned(*arguments):
+        return real(*arguments) * (float("nan") if trainer.session.step >= 7 else 1.0)
+
+    trainer.session.family.loss = poisoned
+    assert trainer.run() == "cancelled"
+    assert checkpoint_steps(place.checkpoints) == [3, 6]
+    (note,) = [event["message"] for event in events if event["event"] == "note"]
+    assert note.endswith("the run goes on from step 6")
+
+
+def test_damaged_checkpoints_make_no_room_for_themselves_and_no_run_begins_again_unasked(
+    tmp_path: Path,
+) -> None:
+    place = toy_place(tmp_path)
+    toy_trainer(toy_config(steps=6), place)[0].run()
+    (checkpoint_path(place.checkpoints, 6) / "state.json").write_text("{")
+    again, events = toy_trainer(toy_config(steps=7), place)
+    assert again.run() == "finished"
+    assert next(event["step"] for event in events if event["event"] == "started") == 3
+    names = sorted(path.name for path in place.checkpoints.iterdir())
+    assert [name for name in names if name.startswith("damaged-")] == ["damaged-step-000000006"]
+    for step in checkpoint_steps(place.checkpoints):
+        (checkpoint_path(place.checkpoints, step) / "state.json").write_text("{")
+    before = (place.folder / "exports" / "last.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="no checkpoint of run toy is whole"):
+        toy_trainer(toy_config(steps=9), place)[0].run()
+    assert (place.folder / "exports" / "last.safetensors").read_bytes() == before
+
+
 def test_a_loss_that_grows_fourfold_is_a_divergence() -> None:
     from pack.training.monitor import LossMonitor
 

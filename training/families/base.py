@@ -127,6 +127,8 @@ class Family(ABC):
     name: str
     lora_prefix = "transformer."
     """Put before the adapter's module names in the saved file, so that ComfyUI's key map finds them."""
+    uses_sigma = True
+    """Whether the loss depends on the noise level; where not, one level tells the held-out loss."""
     prompt_holds_references = False
     """Whether the tokens of the references are counted among the prompt's."""
 

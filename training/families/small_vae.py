@@ -40,6 +40,7 @@ class SmallVaeFamily(Family):
     """A small VAE from `base["vae"]`, or new with the sizes in `options` (`downscale`, `width`, ...)."""
 
     name = "small_vae"
+    uses_sigma = False
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:
         """Pixels only; words play no part."""
@@ -141,13 +142,14 @@ def measured_latent(vae: SmallVAE, pictures: Sequence[Tensor]) -> LatentSpec:
     config = vae.config
     channels, downscale = config.latent_channels, config.downscale
     plain = LatentSpec(kind="small", channels=channels, downscale=downscale, scale=1.0, shift=0.0)
-    alike = [picture for picture in pictures if picture.shape == pictures[-1].shape]
-    if not alike:
+    if not pictures:
         return plain
-    stacked = torch.stack(alike)
-    latents = vae.cpu().encode(stacked)
-    scale, shift = fit_scale(latents)
-    factors, bias = fit_preview_colours((latents - shift) * scale, stacked)
+    vae.cpu()
+    # One by one: their sizes differ, and together they would need gigabytes.
+    latents = [vae.encode(picture[None])[0] for picture in pictures]
+    scale, shift = fit_scale(torch.cat([latent.flatten() for latent in latents]))
+    scaled = [(latent - shift) * scale for latent in latents]
+    factors, bias = fit_preview_colours(scaled, pictures)
     return LatentSpec(
         kind="small",
         channels=channels,

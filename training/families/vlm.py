@@ -30,6 +30,7 @@ class VlmFamily(Family):
     """A VLM folder (`config.base["vlm"]`) taught to write the prompts its image model was trained with."""
 
     name = "vlm"
+    uses_sigma = False
     lora_prefix = ""
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:

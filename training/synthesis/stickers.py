@@ -62,6 +62,11 @@ def words_of_name(stem: str) -> str:
     return re.sub(r"\d+$", "", re.sub(r"[-_]+", " ", stem)).strip() or "sticker"
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file is put away by the system, as what macOS writes beside every picture (`._cat.png`)."""
+    return path.name.startswith(".")
+
+
 def find_stickers(folder: Path) -> list[StickerFile]:
     """All stickers below a folder, by name; raises for a folder without any."""
     if not folder.is_dir():
@@ -72,7 +77,8 @@ def find_stickers(folder: Path) -> list[StickerFile]:
     names = emoji_names(folder)
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not TOO_PLAIN.search(f"/{place}"):
+        is_picture = path.suffix.lower() in SUFFIXES and not is_hidden(path) and path.is_file()
+        if is_picture and not TOO_PLAIN.search(f"/{place}"):
             caption = file_caption(path, names)
             if caption is not None:
                 found.append(StickerFile(key=place, noun=clean_noun(caption), path=path))

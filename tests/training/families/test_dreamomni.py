@@ -321,6 +321,42 @@ def test_a_small_vae_is_trained_and_measured(tmp_path) -> None:
     assert read_latent(folder) == spec
 
 
+def test_a_latent_space_is_measured_on_pictures_of_every_size() -> None:
+    from pack.training.families.small_vae import measured_latent
+    from tiny_dreamomni import small_vae
+
+    generator, vae = torch.Generator().manual_seed(5), small_vae()
+    pictures = [torch.rand(3, h, w, generator=generator) * 2 - 1 for h, w in ((16, 32), (16, 32), (32, 16))]
+    spec = measured_latent(vae, pictures)
+    with torch.no_grad():
+        seen = torch.cat([vae.encode(picture[None]).flatten() for picture in pictures])
+    assert spec.shift == pytest.approx(seen.mean().item(), rel=1e-4)
+    assert spec.scale == pytest.approx(1 / seen.std().item(), rel=1e-4)
+
+
+def test_the_held_out_loss_of_a_vae_is_the_same_twice(tmp_path) -> None:
+    from pack.training.session import Session
+    from pack.training.team import Team
+    from pack.training.validation import held_out_loss
+
+    sizes = {"downscale": 4, "latent_channels": 4, "width": 8, "max_width": 16}
+    config = run_config(family="small_vae", options=sizes)
+    session = Session(config, load_family("small_vae"), CPU)
+    asked, real = [], session.family.loss
+
+    def counted(network, batch, noise, sigmas, config):
+        asked.append(float(sigmas))
+        return real(network, batch, noise, sigmas, config)
+
+    session.family.loss = counted  # ty: ignore[invalid-assignment]
+    place = RunFolder(folder=tmp_path / "run", cache=tmp_path / "cache")
+    stored_samples(place, vae_samples())
+    store = place.open_samples(16)
+    losses = [held_out_loss(session, store, [0, 1], Team()) for _ in range(2)]
+    assert losses[0] == losses[1] > 0
+    assert len(asked) == 4, "one noise level a sample"
+
+
 def test_a_vae_travels_with_the_network_trained_on_it(tmp_path) -> None:
     from pack.dit.dreamomni.storage import load_vae, save_vae
     from pack.training.families.dreamomni_setup import LATENT, write_latent

@@ -159,6 +159,7 @@ def test_both_edit_weightings_reach_the_loss(kind, weights, folder):
 def test_dropout_prompts():
     assert tagged_prompt("<cfg>", 0) == "<cfg>"
     assert tagged_prompt("<cfg>", 2) == f"{ONE} {TWO}"
+    assert tagged_prompt("Rotate the image 90 degrees", 1) == f"{ONE} Rotate the image 90 degrees"
     assert tagged_prompt("make image 2 red", 2) == f"{ONE} make {TWO} red"
     assert tagged_prompt(f"{ONE} red", 0) == "red"
     assert tagged_prompt("red hat", 1) == f"{ONE} red hat"

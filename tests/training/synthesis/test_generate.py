@@ -18,6 +18,7 @@ from pack.training.encode import pixels_of
 from pack.training.synthesis import worker
 from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
+from pack.training.synthesis.library import find_photos
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.synthesis.stickers import find_stickers, load_sticker
 from pack.training.synthesis.writers import FolderWriter, ShardWriter
@@ -247,6 +248,13 @@ def test_iconify_files_are_drawn(tmp_path: Path) -> None:
     pictures = [made.sample(index) for index in range(8)]
     drawn = next(sample for sample in pictures if "red ball" in sample.plan.instruction)
     assert ((drawn.target == (255, 0, 0)).all(axis=2)).sum() > 40
+
+
+def test_what_the_system_puts_beside_pictures_is_no_sticker_and_no_photo(tmp_path: Path) -> None:
+    for name in ("cat.png", "._cat.png"):
+        Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(tmp_path / name)
+    assert [sticker.key for sticker in find_stickers(tmp_path)] == ["cat.png"]
+    assert list(find_photos(tmp_path)) == ["cat.png"]
 
 
 def test_a_drawn_square_is_a_sticker_and_an_empty_icon_is_named(tmp_path: Path) -> None:
