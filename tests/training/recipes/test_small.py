@@ -197,7 +197,8 @@ def test_the_full_size_model_stays_under_the_limit(tmp_path: Path) -> None:
 def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     recipe = SmallRecipe(side=64)
     adapters = [recipe.lora_run(task, tmp_path) for task in LORA_TASKS]
-    runs = [recipe.base_run(tmp_path), *(recipe.refine_run(number, tmp_path) for number in (0, 1)), *adapters]
+    refined = [recipe.refine_run(number, tmp_path) for number in range(len(recipe.refinements))]
+    runs = [recipe.base_run(tmp_path), *refined, *adapters]
     assert all(from_json(RunConfig, to_json(run)) == run for run in runs)
     assert [run.total_steps for run in adapters] == [recipe.edit_steps, recipe.generate_steps]
     tasks = {task for task, _ in (*BASE_TASKS, *(pair for tasks in LORA_TASKS.values() for pair in tasks))}
@@ -210,11 +211,12 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     further = [recipe.refine_samples(number) for number in range(len(recipe.refinements))]
     seeds |= {samples.config.seed for samples in further}
     assert len(seeds) == 4 + len(further) and {samples.config.split for samples in further} == {"train"}
-    alone, joint = ({task for task, _ in samples.config.tasks} for samples in further)
+    alone, joint, hard = ({task for task, _ in samples.config.tasks} for samples in further)
     assert alone == {task for task, _ in drawn.config.tasks}
-    assert joint == alone | {task for tasks in LORA_TASKS.values() for task, _ in tasks}
+    assert joint == hard == alone | {task for tasks in LORA_TASKS.values() for task, _ in tasks}
     for refinement, samples in zip(recipe.refinements, further, strict=True):
         assert samples.count >= refinement.steps * recipe.batch_size, "each sample once"
+        assert samples.config.single_share == refinement.single_share
     few = dataclasses.replace(recipe, distinct_samples=9).base_samples()
     assert few.easy_count == 4
     with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
