@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -12,23 +13,26 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from ..dit.omnigen.blocks import Attention
 
 OVERRIDE = "optimized_attention_override"
+SAGE = re.compile(r"(?<![a-z])sage|Sage")
 
 
 def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """The attention ComfyUI was started with and this run's override; what has a mask is kept from both.
+    """The attention ComfyUI was started with and this run's override; rows with a mask without SageAttention.
 
-    SageAttention accepts a mask and does not look at it, and other packs hang it into a run as an override
-    with any name. So rows with a mask take the attention ComfyUI was started with, PyTorch's if that is Sage.
+    SageAttention accepts a mask and does not look at it. ComfyUI may be started with it, and other packs hang
+    it into a run as an override; every other override sees all rows, as the rows of one pass must agree.
     """
-    without_override = {name: value for name, value in transformer_options.items() if name != OVERRIDE}
+    override = transformer_options.get(OVERRIDE)
+    masked_options = transformer_options
+    if override is not None and is_sage(override):
+        masked_options = {name: value for name, value in transformer_options.items() if name != OVERRIDE}
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and mask.dtype == torch.bool:
-            # Some of ComfyUI's attention functions add the mask whatever its dtype.
+            # Attention functions that overrides bring may add the mask whatever its dtype.
             lowest = torch.finfo(query.dtype).min
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
-        drops_masks = "sage" in getattr(optimized_attention, "__name__", "")
-        host = attention_pytorch if mask is not None and drops_masks else optimized_attention
+        host = attention_pytorch if mask is not None and is_sage(optimized_attention) else optimized_attention
         return host(
             query,
             key,
@@ -36,7 +40,17 @@ def host_attention(transformer_options: dict[str, Any]) -> Attention:
             query.shape[1],
             mask=mask,
             skip_reshape=True,
-            transformer_options=transformer_options if mask is None else without_override,
+            transformer_options=transformer_options if mask is None else masked_options,
         )
 
     return attend
+
+
+def is_sage(function: Any) -> bool:
+    """Whether a function is SageAttention or hands on to it, by the names in it."""
+    function = getattr(function, "func", function)  # of a partial
+    code = getattr(function, "__code__", None)
+    names = [getattr(function, "__name__", "")]
+    if code is not None:
+        names += [*code.co_names, *code.co_freevars]
+    return any(SAGE.search(name) for name in names)
