@@ -53,12 +53,14 @@ def open_vlm(folder: Path, index: FolderIndex) -> LoadedVLM:
 
 
 def shared_parts(folder: Path) -> list[Path]:
-    """The VLM folder and the VAE file that config.json names, as far as they are there."""
+    """The VLM folder and the VAE file outside the folder that its config.json names, where they are there."""
     found: list[Path] = []
     try:
         index = read_index(folder)
-        found.append(folder / index.vlm if (folder / index.vlm).is_dir() else model_folder("vlm", index.vlm))
-        found.append(stock_file(folder, index.vae))
+        if not (folder / index.vlm).is_dir():
+            found.append(model_folder("vlm", index.vlm))
+        if not (folder / index.vae).exists():
+            found.append(stock_file(folder, index.vae))
     except (OSError, ValueError):  # what is missing or wrong is told when the folder is opened
         log.debug("%s names parts that are not there", folder.name)
     return found

@@ -27,20 +27,24 @@ def host_attention(transformer_options: dict[str, Any]) -> Attention:
     if override is not None and is_sage(override):
         masked_options = {name: value for name, value in transformer_options.items() if name != OVERRIDE}
 
+    masked_host = attention_pytorch if is_sage(optimized_attention) else optimized_attention
+    seen: list[Tensor] = []
+
+    def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mask as numbers: some attention functions add it whatever its dtype. All layers share one."""
+        if mask.dtype != torch.bool:
+            return mask
+        if not seen or seen[0] is not mask:
+            numbers = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+            seen[:] = [mask, numbers]
+        return seen[1]
+
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None and mask.dtype == torch.bool:
-            # Attention functions that overrides bring may add the mask whatever its dtype.
-            lowest = torch.finfo(query.dtype).min
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
-        host = attention_pytorch if mask is not None and is_sage(optimized_attention) else optimized_attention
+        host, options = optimized_attention, transformer_options
+        if mask is not None:
+            host, options, mask = masked_host, masked_options, added(mask, query.dtype)
         return host(
-            query,
-            key,
-            value,
-            query.shape[1],
-            mask=mask,
-            skip_reshape=True,
-            transformer_options=transformer_options if mask is None else masked_options,
+            query, key, value, query.shape[1], mask=mask, skip_reshape=True, transformer_options=options
         )
 
     return attend

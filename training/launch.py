@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -212,11 +213,8 @@ def ladder_event(folder: Path, restart: int, gave_up: str) -> dict[str, Any]:
 
 def write_down(folder: Path, event: dict[str, Any]) -> None:
     """Add an event to the run's diary, which no process of the run has open now."""
-    diary = MetricsFile(folder)
-    try:
+    with closing(MetricsFile(folder)) as diary:
         diary.append(event)
-    finally:
-        diary.close()
 
 
 def run_with_ladder(

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 def moving_average(trainable: Mapping[str, nn.Parameter], decay: float) -> EMAModel | None:
     """The moving average of the weights; None where none is wanted."""
+    if not decay:
+        return None
     # Loaded when a run begins: the nodes are there without the libraries of training.
     from diffusers.training_utils import EMAModel
 
-    return EMAModel(trainable.values(), decay=decay) if decay else None
+    return EMAModel(trainable.values(), decay=decay)
 
 
 class Session:

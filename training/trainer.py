@@ -115,14 +115,11 @@ class Trainer:
             outcome = "cancelled"
         except torch.OutOfMemoryError:
             session.optimizer.zero_grad(set_to_none=True)
-            self.save_unless_suspect(together=False)  # the others wait for a gradient that will not come
+            self.save(together=False, ended_early=True)  # the others wait for a gradient that will not come
             raise
         finally:
             self.close()
-        if outcome == "finished":
-            self.save()
-        else:
-            self.save_unless_suspect()
+        self.save(ended_early=outcome != "finished")
         self.emit({"event": outcome, "step": session.step, "best_step": session.best.step})
         return outcome
 
@@ -256,9 +253,12 @@ class Trainer:
             return
         self.emit({"event": "samples", "step": session.step, "count": len(chosen)})
 
-    def save(self, together: bool = True) -> None:
-        """Write a checkpoint and the current weights; a full disk is reported and the run goes on."""
-        if self.team.leads:
+    def save(self, together: bool = True, ended_early: bool = False) -> None:
+        """Write a checkpoint and the current weights; a full disk is reported and the run goes on.
+
+        Weights of a run that was `ended_early` do not replace better ones.
+        """
+        if self.team.leads and not (ended_early and self.keeps_older()):
             state = self.session.state(self.fingerprint, self.base_hashes)
             try:
                 path = save_checkpoint(self.place.checkpoints, state, self.session.best.step)
@@ -269,14 +269,14 @@ class Trainer:
         if together:
             self.team.wait()
 
-    def save_unless_suspect(self, together: bool = True) -> None:
-        """Save where the run was ended, unless weights that may be going wrong would replace good ones."""
+    def keeps_older(self) -> bool:
+        """Whether these weights may be going wrong and good ones lie on disk, which they would replace."""
         kept = checkpoint_steps(self.place.checkpoints)
         if not (self.session.monitor.is_suspect and kept):
-            self.save(together)
-            return
+            return False
         words = f"the loss was rising, so this step was not saved; the run goes on from step {kept[-1]}"
         self.emit({"event": "note", "step": self.session.step, "message": words})
+        return True
 
     def export(self, name: str) -> None:
         """Write the weights in the form others load."""

@@ -70,9 +70,8 @@ def store(rows: Tensor, eight_bit: bool, device: torch.device) -> Stored:
 
 def keep(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on `device` that shares no memory with the layer's own tensor."""
-    if tensor.device == device:
-        return tensor.clone(memory_format=torch.contiguous_format)
-    return moved_to(tensor, device).contiguous()
+    moved = moved_to(tensor, device)
+    return moved.clone(memory_format=torch.contiguous_format) if moved is tensor else moved.contiguous()
 
 
 @dataclass(eq=False, slots=True)

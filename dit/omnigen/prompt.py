@@ -39,22 +39,29 @@ def image_only_prompt(num_images: int) -> str:
     return " ".join(tag(number) for number in range(1, num_images + 1))
 
 
-def tag_mentions(prompt: str) -> str:
-    """Turn plain mentions ("image 1", "Picture 2") into tags; tags already there are left alone."""
-    return MENTION.sub(lambda match: tag(int(match[1])), prompt)
+def tag_mentions(prompt: str, num_images: int | None = None) -> str:
+    """Turn plain mentions ("image 1", "Picture 2") into tags; tags already there are left alone.
+
+    With `num_images` a larger number is no mention: "turn the image 90 degrees".
+    """
+
+    def tagged(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return tag(number) if num_images is None or 0 < number <= num_images else match[0]
+
+    return MENTION.sub(tagged, prompt)
 
 
 def tagged_prompt(prompt: str, num_images: int) -> str:
     """A training caption made to fit its pictures: mentions become tags, missing tags go in front.
 
-    A number without a picture is none: "turn the image 90 degrees".
     Without pictures the tags go; a dropped caption with pictures is the image-only prompt.
     """
     if num_images == 0:
         return PICTURE.sub("", prompt).strip()
     if prompt == UNCONDITIONAL_PROMPT:
         return image_only_prompt(num_images)
-    prompt = MENTION.sub(lambda m: tag(int(m[1])) if 0 < int(m[1]) <= num_images else m[0], prompt)
+    prompt = tag_mentions(prompt, num_images)
     missing = [tag(number) for number in range(1, num_images + 1) if tag(number) not in prompt]
     return " ".join([*missing, prompt.strip()])
 

@@ -127,8 +127,8 @@ class Refinement:
     steps: int
     tasks: Weighted
     learning_rate: float = 2.5e-3
-    single_share: float = 0.3
-    """Share of the scenes with one object; the others are also those with several references."""
+    single_share: float | None = None
+    """Share of the scenes with one object, None: the recipe's; the others may have several references."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,10 +241,9 @@ class SmallRecipe:
     def refine_samples(self, number: int) -> DrawnSamples:
         """What further run `number` sees, each sample once; another seed than all before."""
         refinement = self.refinements[number]
-        config = dataclasses.replace(
-            self.synthesis(refinement.tasks, seed=len(LORA_TASKS) + 2 + number),
-            single_share=refinement.single_share,
-        )
+        config = self.synthesis(refinement.tasks, seed=len(LORA_TASKS) + 2 + number)
+        if refinement.single_share is not None:
+            config = dataclasses.replace(config, single_share=refinement.single_share)
         return DrawnSamples(config=config, count=refinement.steps * self.batch_size + HELD_OUT)
 
     def lora_synthesis(self, task: str) -> SynthesisConfig:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..datasets.records import IMAGE_SUFFIXES, decode_picture, flatten_on_white, words_of
-from .stickers import StickerFile, find_stickers, is_hidden, load_sticker
+from .stickers import StickerFile, find_stickers, is_picture, load_sticker
 
 Kept = TypeVar("Kept")
 
@@ -43,8 +43,7 @@ def find_photos(folder: Path) -> dict[str, Photo]:
         raise FileNotFoundError(f"there is no background folder {folder}.")
     photos = {}
     for path in sorted(folder.rglob("*")):
-        is_picture = path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path) and path.is_file()
-        if not is_picture or path.stem.endswith(".depth"):
+        if path.stem.endswith(".depth") or not is_picture(path, IMAGE_SUFFIXES):
             continue
         note, depth = path.with_suffix(".txt"), path.with_name(f"{path.stem}.depth.png")
         caption = words_of(note.read_bytes(), str(note)).strip() if note.is_file() else None

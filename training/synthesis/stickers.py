@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ def words_of_name(stem: str) -> str:
     return re.sub(r"\d+$", "", re.sub(r"[-_]+", " ", stem)).strip() or "sticker"
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a file is put away by the system, as what macOS writes beside every picture (`._cat.png`)."""
-    return path.name.startswith(".")
+def is_picture(path: Path, suffixes: Container[str]) -> bool:
+    """Whether this is a picture's file and not what macOS writes beside each (`._cat.png`)."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
 
 
 def find_stickers(folder: Path) -> list[StickerFile]:
@@ -77,8 +78,7 @@ def find_stickers(folder: Path) -> list[StickerFile]:
     names = emoji_names(folder)
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder).as_posix()
-        is_picture = path.suffix.lower() in SUFFIXES and not is_hidden(path) and path.is_file()
-        if is_picture and not TOO_PLAIN.search(f"/{place}"):
+        if is_picture(path, SUFFIXES) and not TOO_PLAIN.search(f"/{place}"):
             caption = file_caption(path, names)
             if caption is not None:
                 found.append(StickerFile(key=place, noun=clean_noun(caption), path=path))

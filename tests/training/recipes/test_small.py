@@ -216,7 +216,7 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     assert joint == hard == alone | {task for tasks in LORA_TASKS.values() for task, _ in tasks}
     for refinement, samples in zip(recipe.refinements, further, strict=True):
         assert samples.count >= refinement.steps * recipe.batch_size, "each sample once"
-        assert samples.config.single_share == refinement.single_share
+        assert samples.config.single_share == (refinement.single_share or recipe.single_share)
     few = dataclasses.replace(recipe, distinct_samples=9).base_samples()
     assert few.easy_count == 4
     with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
