@@ -18,7 +18,8 @@ from ..training.synthesis.generate import Job, generate
 from ..training.synthesis.samples import Sample, Synthesizer
 from ..training.synthesis.writers import FORMATS
 from .dataset_folders import dataset_names, find_dataset, input_folder, new_dataset_folder
-from .fingerprints import dataset_state, new_dataset_state
+from .fingerprints import UNKNOWN, dataset_state, input_folder_state
+from .own_writes import OWN_WRITES
 from .pictures import image_of
 from .progress import progress_reporter
 from .schema import node_input, node_schema
@@ -28,6 +29,8 @@ PREVIEW_SECONDS = 1.5
 LARGEST = 1024
 MOST_SAMPLES = 100_000_000
 MOST_ROWS = 64
+SHOWN_SIDE = 384
+"""Longer side of a picture that is kept for a sheet, twice what it is shown at."""
 PART_BYTES = 48_000_000
 """About how many bytes of pixels one shard holds; what a crash can lose."""
 
@@ -147,7 +150,7 @@ class StickerDataset(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="shards: webdataset tar files, for many samples. folder: pictures and a JSONL "
-                    "file, to look at or change.",
+                    "file, to look at or change; keep the last line of each file.",
                 ),
                 node_input(
                     io.Int,
@@ -168,11 +171,18 @@ class StickerDataset(io.ComfyNode):
     def fingerprint_inputs(
         cls,
         name: str | None = None,
+        count: int | None = None,
         stickers_folder: str | None = "",
         backgrounds_folder: str | None = "",
         **_: object,
     ) -> str:
-        return new_dataset_state(name, stickers_folder, backgrounds_folder)
+        material = input_folder_state(stickers_folder) + input_folder_state(backgrounds_folder)
+        try:
+            folder = new_dataset_folder(name or "")
+        except ValueError:  # linked, or no name of a folder, which is told when the node runs
+            return UNKNOWN
+        changes = OWN_WRITES.changes(folder, count)
+        return f"{material} {changes}"
 
     @classmethod
     def execute(
@@ -200,6 +210,7 @@ class StickerDataset(io.ComfyNode):
         folder = new_dataset_folder(name)
         job = Job(folder=folder, config=config, count=count, format=format, part_size=part_size(size))
         generate(job, processes or min(os.cpu_count() or 1, 8), dataset_reporter(job))
+        OWN_WRITES.wrote(folder, count)
         return io.NodeOutput(open_dataset(folder))
 
 
@@ -242,6 +253,15 @@ class LoadDataset(io.ComfyNode):
         return io.NodeOutput(dataset)
 
 
+def reduced(image: Image.Image) -> Image.Image:
+    """The picture no larger than a sheet can show; photos of many rows would fill the memory."""
+    if max(image.size) <= SHOWN_SIDE:
+        return image
+    small = image.convert("RGB")
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return small
+
+
 def sheet_row(number: int, sample: EditSample) -> SheetRow:
     """A sample as a row of the contact sheet."""
     pictures = [("source", sample.source)] if sample.source else []
@@ -250,7 +270,9 @@ def sheet_row(number: int, sample: EditSample) -> SheetRow:
     pictures += [("target", sample.target)]
     pictures += [("change", sample.mask)] if sample.mask else []
     return SheetRow(
-        pictures=tuple(pictures), text=sample.instruction, heading=f"{number}  {sample.task}  ({sample.mode})"
+        pictures=tuple((name, reduced(picture)) for name, picture in pictures),
+        text=sample.instruction,
+        heading=f"{number}  {sample.task}  ({sample.mode})",
     )
 
 

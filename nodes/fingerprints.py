@@ -14,7 +14,7 @@ from ..model_loaders.dreamomni import shared_parts
 from ..model_loaders.lora import SETTINGS_FILE, lora_path
 from ..model_loaders.paths import model_folder
 from ..model_loaders.weight_files import weight_paths
-from .dataset_folders import datasets, input_folder, new_dataset_folder
+from .dataset_folders import datasets, input_folder
 
 UNKNOWN = ""
 """The state of a name that is linked, or of what is not there."""
@@ -66,14 +66,12 @@ def dataset_state(name: str | None) -> str:
     return folder_state(known[name] if known[name].is_dir() else known[name].parent)
 
 
-def new_dataset_state(name: str | None, *inputs: str | None) -> str:
-    """State of a dataset that is to be written, and of the input folders it is made from."""
+def input_folder_state(name: str | None) -> str:
+    """State of a folder of stickers or photos inside ComfyUI's input folder."""
 
     def files(name: str) -> Iterator[Path]:
-        yield from files_below(new_dataset_folder(name))
-        for folder in inputs:
-            place = input_folder(folder or "", "folder")
-            yield from files_below(Path(place)) if place else ()
+        place = input_folder(name, "folder")
+        yield from files_below(Path(place)) if place else ()
 
     return state_of_name(name, files)
 

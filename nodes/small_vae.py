@@ -25,7 +25,15 @@ from .training_inputs import (
     run_outputs,
 )
 from .training_job import make_job
-from .training_run import CONTINUE, best_export, chosen_name, copy_whole, publish_folder, require_free
+from .training_run import (
+    CONTINUE,
+    best_export,
+    chosen_name,
+    copy_whole,
+    publish_folder,
+    require_free,
+    result_state,
+)
 from .types import CATEGORY
 
 register_folders()
@@ -122,6 +130,16 @@ class TrainVAE(io.ComfyNode):
                 io.Vae.Output("vae", display_name="vae", tooltip="The trained VAE."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        start: str | None = NEW,
+        run_name: str | None = None,
+        resume: str | None = CONTINUE,
+        **_: object,
+    ) -> str:
+        return f"{model_folder_state(FOLDER, start)} {result_state(FOLDER, run_name, resume)}"
 
     @classmethod
     def execute(

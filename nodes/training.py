@@ -13,6 +13,7 @@ from ..model_loaders.weight_files import weight_names, weight_paths
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import STAGE_PLANS
 from ..training.presets import PRESETS, dreamomni_run, lora_run, parse_stages
+from .fingerprints import dreamomni_state, model_folder_state, weights_state
 from .schema import node_input, node_schema
 from .small_vae import small_vae_base
 from .training_encoders import required
@@ -39,6 +40,7 @@ from .training_run import (
     publish_folder,
     publish_lora,
     require_free,
+    result_state,
 )
 from .training_translator import joint_job, joint_name
 from .types import Processor, Vlm
@@ -67,6 +69,15 @@ def base_path(base: str, family: str) -> Path:
         raise ValueError(f"{base!r} is no base for kontext; choose a file of models/diffusion_models")
     files = weight_paths(BASES, base)
     return files[0].parent if len(files) > 1 and files[0].parent.name == PurePath(base).name else files[0]
+
+
+def base_state(base: str | None, family: str | None) -> str:
+    """State of a base's files, for what ComfyUI keeps of a run on it."""
+    if base and family == "dreamomni":
+        return dreamomni_state(base.partition("/")[2])
+    if base and family == "omnigen":
+        return model_folder_state(family, base.partition("/")[2])
+    return weights_state(BASES, base)
 
 
 class TrainLoRA(io.ComfyNode):
@@ -124,6 +135,17 @@ class TrainLoRA(io.ComfyNode):
             ],
             outputs=run_outputs("lora_name", "The LoRA as LoRA loaders list it."),
         )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        base: str | None = None,
+        family: str | None = None,
+        run_name: str | None = None,
+        resume: str | None = CONTINUE,
+        **_: object,
+    ) -> str:
+        return f"{base_state(base, family)} {result_state('loras', run_name, resume)}"
 
     @classmethod
     def execute(
@@ -194,6 +216,12 @@ class TrainDreamOmni(io.ComfyNode):
             ],
             outputs=run_outputs("model_name", "Folder in models/dreamomni."),
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, run_name: str | None = None, resume: str | None = CONTINUE, **_: object
+    ) -> str:
+        return result_state("dreamomni", run_name, resume)
 
     @classmethod
     def execute(

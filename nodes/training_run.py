@@ -32,6 +32,8 @@ from ..training.launch import run_with_ladder
 from ..training.optimizers import require_packages
 from ..training.run_file import RunFile, run_lock
 from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
+from .fingerprints import UNKNOWN
+from .own_writes import OWN_WRITES
 from .progress import check_cancelled, progress_reporter
 
 log = logging.getLogger("dreamomni")
@@ -272,7 +274,9 @@ def best_export(folder: Path) -> Path:
 def publish_lora(run: TrainingRun) -> str:
     """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
     name = lora_name(run.folder.name)
-    copy_whole(best_export(run.folder), published_folder("loras", name))
+    target = published_folder("loras", name)
+    copy_whole(best_export(run.folder), target)
+    OWN_WRITES.wrote(target)
     return name
 
 
@@ -303,7 +307,20 @@ def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> 
     """Have `make` write models/<key>/<run name>; that name."""
     target = published_folder(key, run.folder.name)
     make(target)
+    OWN_WRITES.wrote(target)
     return target.name
+
+
+def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) -> str:
+    """Changes when others delete or replace the result of a training node below models/<key>."""
+    name = run_name if resume in (CONTINUE, FRESH) else resume
+    try:
+        result = check_run_name(name) if name else ""
+    except ValueError:  # told when the node runs
+        return UNKNOWN
+    if not result:
+        return UNKNOWN
+    return str(OWN_WRITES.changes(published_folder(key, lora_name(result) if key == "loras" else result)))
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -38,6 +38,7 @@ from .training_run import (
     publish_folder,
     published_folder,
     require_free,
+    result_state,
     runs_root,
 )
 from .types import Vlm
@@ -76,6 +77,12 @@ class TrainVLM(io.ComfyNode):
             ],
             outputs=run_outputs("vlm_name", "Folder in models/vlm."),
         )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, run_name: str | None = None, resume: str | None = CONTINUE, **_: object
+    ) -> str:
+        return result_state("vlm", run_name, resume)
 
     @classmethod
     def execute(cls, vlm: Any, dataset: EditDataset, run_name: str, **optional: Any) -> io.NodeOutput:

@@ -49,14 +49,50 @@ def test_stickers_are_written_below_output_and_shown(folders: Path) -> None:
 def test_running_again_adds_samples_and_loading_finds_them(folders: Path) -> None:
     from pack.nodes.dataset import LoadDataset, StickerDataset
 
-    make(count=3)
     before = StickerDataset.fingerprint_inputs("mine", count=3)
+    make(count=3)
+    assert StickerDataset.fingerprint_inputs("mine", count=3) == before
+    make(count=3)
     assert StickerDataset.fingerprint_inputs("mine", count=3) == before
     make(count=5)
     assert StickerDataset.fingerprint_inputs("mine", count=3) != before
     assert "mine" in LoadDataset.GET_SCHEMA().inputs[0].options
     loaded = LoadDataset.execute("mine").args[0]
     assert [sample.id for sample in loaded] == [f"{index:08d}" for index in range(5)]
+
+
+def test_what_others_change_is_written_again(folders: Path) -> None:
+    from pack.nodes.dataset import StickerDataset
+
+    def state() -> str:
+        return StickerDataset.fingerprint_inputs("mine", count=3, stickers_folder="cuts")
+
+    cut = folders / "input" / "cuts" / "cat.png"
+    cut.parent.mkdir()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(cut)
+    before = state()
+    dataset = make(count=3, stickers_folder="cuts")
+    made = state()
+    assert made == before
+    for path in dataset.folder.iterdir():
+        path.unlink()
+    deleted = state()
+    assert deleted not in (before, "")
+    make(count=3, stickers_folder="cuts")
+    assert state() == deleted
+    cut.with_name("dog.png").write_bytes(cut.read_bytes())
+    assert state() != deleted
+    assert StickerDataset.fingerprint_inputs(None, count=3) == StickerDataset.fingerprint_inputs(None)
+    assert StickerDataset.fingerprint_inputs("../mine", count=3) == ""
+
+
+def test_large_pictures_are_made_small_for_the_sheet() -> None:
+    from pack.nodes.dataset import reduced
+
+    assert reduced(Image.new("RGB", (3000, 1500))).size == (384, 192)
+    assert reduced(Image.new("1", (500, 1000))).size == (192, 384)
+    small = Image.new("RGBA", (384, 20))
+    assert reduced(small) is small
 
 
 def test_tasks_by_group_and_by_name(folders: Path) -> None:

@@ -131,5 +131,54 @@ def test_stickers_and_backgrounds_that_changed(
         lambda: fingerprint("StickerDataset", name="mine", **{inputs: "pictures"}),
         tmp_path / "input" / "pictures" / "animals" / "cat.png",
     )
-    for name, folder in ((None, "pictures"), ("mine", "gone"), ("mine", "../gone")):
-        assert fingerprint("StickerDataset", name=name, **{inputs: folder}) == ""
+    assert fingerprint("StickerDataset", name=None, **{inputs: "pictures"}) == ""
+    for folder in ("gone", "../gone", None):
+        assert fingerprint("StickerDataset", name="mine", **{inputs: folder}) == fingerprint(
+            "StickerDataset", name="mine"
+        )
+
+
+RESULTS = {
+    "TrainLoRA": "loras/dreamomni/mine.safetensors",
+    "TrainDreamOmni": "dreamomni/mine/dit.safetensors",
+    "TrainVLM": "vlm/mine/model.safetensors",
+    "TrainVAE": "dreamomni_vae/mine/vae.safetensors",
+}
+
+
+@pytest.mark.parametrize("node", RESULTS)
+def test_a_training_result_that_is_gone_is_made_again(models_dir: Path, node: str) -> None:
+    from pack.nodes.own_writes import OWN_WRITES
+    from pack.nodes.training_run import published_folder
+
+    def state(**inputs: str | None) -> str:
+        return fingerprint(node, **{"run_name": "mine", "resume": "continue if it exists"} | inputs)
+
+    kind, name, *_ = Path(RESULTS[node]).parts
+    result = models_dir / RESULTS[node]
+    before = state()
+    write(result)
+    OWN_WRITES.wrote(published_folder(kind, "dreamomni/mine.safetensors" if kind == "loras" else name))
+    assert state() == before == state(run_name="other", resume="mine")
+    result.unlink()
+    gone = state()
+    assert gone != before and gone == state()
+    assert state(run_name=None) == state(run_name="../mine") != gone
+
+
+def test_training_follows_the_files_of_its_base(models_dir: Path) -> None:
+    for base, file in {
+        ("kontext.safetensors", "kontext"): "diffusion_models/kontext.safetensors",
+        ("omnigen/mine", "omnigen"): "omnigen/mine/model.safetensors",
+        ("dreamomni/mine", "dreamomni"): "dreamomni/mine/dit.safetensors",
+    }.items():
+        write(models_dir / file)
+        check_changes(
+            lambda base=base: fingerprint("TrainLoRA", base=base[0], family=base[1], run_name="mine"),
+            models_dir / file,
+        )
+    write(models_dir / "dreamomni_vae" / "start" / WEIGHTS)
+    check_changes(
+        lambda: fingerprint("TrainVAE", start="start", run_name="mine"),
+        models_dir / "dreamomni_vae" / "start" / WEIGHTS,
+    )

@@ -19,7 +19,7 @@ from .writers import FORMATS, PARTIAL, WRITERS, FolderWriter
 log = logging.getLogger("dreamomni")
 
 MANIFEST = "dataset.json"
-VERSION = 2
+VERSION = 3
 """Raised when the same recipe gives other pictures than before."""
 
 Report = Callable[[int, Sample | None], None]
@@ -92,18 +92,20 @@ def prepare(job: Job, material: str) -> list[int]:
     `material` is the fingerprint of the user's stickers and photos. Raises ValueError if the folder holds
     another dataset.
     """
-    manifest = manifest_of(job, material)
-    path = job.folder / MANIFEST
-    if path.is_file():
-        require_same(json.loads(path.read_text(encoding="utf-8")), manifest, job.folder)
-    elif job.folder.is_dir() and any(job.folder.iterdir()):
+    manifest, path = manifest_of(job, material), job.folder / MANIFEST
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if found is None and job.folder.is_dir() and any(job.folder.iterdir()):
         raise ValueError(
             f"{job.folder} is not empty and holds no dataset of this pack. Choose another name or empty it."
         )
-    job.folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(MANIFEST + PARTIAL)
-    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    partial.replace(path)
+    if found is not None and has_parts(job.folder):
+        require_same(found, manifest, job.folder)
+    if found != manifest:
+        # Equal ones are left alone: a changed file would make ComfyUI run all that follows again.
+        job.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(MANIFEST + PARTIAL)
+        partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        partial.replace(path)
     drop_beyond(job)
     clear_leftovers(job.folder)
     writer = WRITERS[job.format](job.folder)
@@ -124,20 +126,44 @@ def require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) ->
 
 
 def is_complete(final: Path, indices: range) -> bool:
-    """Whether a part is finished with all its samples; a shorter last part of an earlier run is not."""
+    """Whether a part is finished up to its last sample; a shorter last part of an earlier run is not.
+
+    Lines that the user took out of the middle of a list stay out.
+    """
     if not final.is_file():
         return False
     if final.suffix == ".tar":
         index = final.with_name(final.name + INDEX_SUFFIX)
         return index.is_file() and index.stat().st_size == 8 * len(indices)
-    with final.open("rb") as file:
-        return sum(1 for _ in file) == len(indices)
+    return last_id(final) == f"{indices[-1]:08d}"
+
+
+def last_id(lines: Path) -> str | None:
+    """The id of the last sample of a list, None where that line cannot be read."""
+    try:
+        last = json.loads(lines.read_text(encoding="utf-8").rstrip().rpartition("\n")[2])
+    except ValueError:
+        return None
+    return last.get("id") if isinstance(last, dict) else None
+
+
+def part_number(path: Path) -> int | None:
+    """The number of the part that a file or a picture folder belongs to; None for somebody else's."""
+    digits = path.stem.rpartition("-")[2]
+    return int(digits) if digits.isascii() and digits.isdecimal() else None
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether a part of any format is finished."""
+    finals = (writer(folder).final(0).name.replace("000000", "*") for writer in WRITERS.values())
+    return any(part_number(path) is not None for name in finals for path in folder.glob(name))
 
 
 def drop_beyond(job: Job) -> None:
     """Remove parts of an earlier, larger run, so that the folder holds `count` samples."""
     for final in job.folder.glob(WRITERS[job.format](job.folder).final(0).name.replace("000000", "*")):
-        if int(final.stem.rpartition("-")[2]) >= job.parts:
+        number = part_number(final)
+        if number is not None and number >= job.parts:
             final.unlink()
 
 
@@ -148,8 +174,9 @@ def clear_leftovers(folder: Path) -> None:
     for index in folder.glob(f"*{INDEX_SUFFIX}"):
         if not index.with_name(index.name.removesuffix(INDEX_SUFFIX)).is_file():
             index.unlink()
-    for place in folder.glob("pictures/*"):
-        if not FolderWriter(folder).final(int(place.name)).is_file():
+    for place in folder.glob("pictures/*/"):
+        number = part_number(place)
+        if number is not None and not FolderWriter(folder).final(number).is_file():
             shutil.rmtree(place)
 
 
@@ -173,6 +200,8 @@ def generate(job: Job, processes: int = 1, report: Report = lambda done, sample:
     and OSError, with all finished parts intact, if the disk is full.
     """
     synthesizer = Synthesizer(job.config)
+    if not has_parts(job.folder):
+        synthesizer.library.check_stickers(lambda: report(0, None))
     todo = prepare(job, synthesizer.library.fingerprint())
     finished = job.count - sum(len(job.indices(part)) for part in todo)
     if todo:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..datasets.records import IMAGE_SUFFIXES, decode_picture, flatten_on_white, words_of
-from .stickers import StickerFile, find_stickers, is_picture, load_sticker
+from .stickers import MissingPackageError, StickerFile, find_stickers, is_picture, load_sticker
 
 Kept = TypeVar("Kept")
 
@@ -23,6 +23,9 @@ KEPT = 32
 
 SMALLEST_CROP = 0.7
 """Least part of a photo that a background shows."""
+
+MOST_FAULTS = 10
+"""Bad stickers that one message names."""
 
 LARGEST_STICKER = 1024
 """Pixels a sticker is kept at, longer side."""
@@ -83,6 +86,24 @@ class Library:
         left, top = (image.width - wide) * crop[0], (image.height - high) * crop[1]
         box = (left, top, left + wide, top + high)
         return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
+
+    def check_stickers(self, between: Callable[[], None]) -> None:
+        """Read every sticker once; `between` may raise to stop.
+
+        Raises ValueError that names the bad ones, before a dataset depends on their being there.
+        """
+        faults = []
+        for key in self.stickers:
+            between()
+            try:
+                self._measured(key)
+            except MissingPackageError:
+                raise
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            more = f"\n... and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+            raise ValueError("\n".join(faults[:MOST_FAULTS]) + more)
 
     def fingerprint(self) -> str:
         """A hash of the names and sizes of all files."""

@@ -79,6 +79,22 @@ def matches(item: SceneObject, other: SceneObject, told: Sequence[str], config: 
     return "size" not in told or size_class(item, config) == size_class(other, config)
 
 
+def may_mean(item: SceneObject, other: SceneObject, told: Sequence[str], config: SynthesisConfig) -> bool:
+    """Whether the words said of `item` may be read as `other`: a sticker's looks are unknown.
+
+    `the heart` may be a sticker called red heart, and `the yellow car` a sticker called car.
+    """
+    one, two = item.sprite, other.sprite
+    if one.sticker is None and two.sticker is None:
+        return False
+    said, shown = set(one.shape.split()), set(two.shape.split())
+    if two.sticker is None:
+        shown |= {look for look in (two.colour, two.texture) if look}
+        looks = {"colour": one.colour, "texture": one.texture}
+        said |= {look for name, look in looks.items() if name in told and look}
+    return said <= shown and ("size" not in told or size_class(item, config) == size_class(other, config))
+
+
 def side_words(item: SceneObject, rivals: Sequence[SceneObject]) -> list[str]:
     """Ways to tell an object from its rivals by its side."""
     sides = {
@@ -129,7 +145,11 @@ def ways_to_name(
         if set(told) & set(hidden) or is_needless(item, told, alike, config):
             continue
         words = phrase(item, told, config, dice)
-        rivals = [other for other in alike if matches(item, other, told, config)]
+        rivals = [
+            other
+            for other in others
+            if matches(item, other, told, config) or may_mean(item, other, told, config)
+        ]
         if not rivals:
             found.append(words)
         elif with_sides and "size" not in told:

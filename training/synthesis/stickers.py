@@ -38,6 +38,16 @@ class StickerFile:
     icon: str | None = None
     """Name inside an iconify file."""
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is drawn at any size."""
+        return self.icon is not None or self.path.suffix.lower() == ".svg"
+
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+        return str(self.path) if self.icon is None else f"{self.path} (icon {self.icon})"
+
 
 HEAD_END = re.compile(r" (?:of|with|on|in|and|for|facing|without) ")
 """What follows the noun that decides between one and several."""
@@ -102,6 +112,14 @@ def file_caption(path: Path, emoji: dict[str, str]) -> str | None:
     return words_of_name(path.stem)
 
 
+def json_of(path: Path) -> Any:
+    """What a JSON file holds; raises ValueError with its name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}). Replace or remove it.") from error
+
+
 def emoji_code(code: str) -> str:
     """A code that is equal in all packages: lower case, without the variation selector."""
     return "-".join(part for part in code.lower().split("-") if part != "fe0f")
@@ -110,7 +128,7 @@ def emoji_code(code: str) -> str:
 def emoji_names(folder: Path) -> dict[str, str]:
     """Code -> label from an emojibase `data.json` below the folder; empty if there is none."""
     for path in sorted(folder.rglob("data.json")):
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json_of(path)
         if isinstance(entries, list) and entries and isinstance(entries[0], dict) and "hexcode" in entries[0]:
             return {
                 emoji_code(entry["hexcode"]): entry["label"]
@@ -133,7 +151,7 @@ def iconify_stickers(path: Path, folder: Path) -> list[StickerFile]:
 @functools.lru_cache(maxsize=4)
 def iconify_icons(path: Path) -> dict[str, Any]:
     """The parsed file; raises ValueError if it is not iconify's format."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json_of(path)
     if not isinstance(data, dict) or not isinstance(data.get("icons"), dict):
         raise ValueError(f"{path} is not an iconify file: it has no table `icons`.")
     return data
@@ -142,41 +160,50 @@ def iconify_icons(path: Path) -> dict[str, Any]:
 def load_sticker(file: StickerFile) -> Image.Image:
     """The RGBA sticker, cut to what is visible.
 
-    Raises ValueError for a photo (nothing is transparent) and for an empty one. A drawn square may be full.
+    Raises ValueError for what cannot be read, for a photo (nothing is transparent) and for an empty one. A
+    drawn square may be full.
     """
-    if file.icon is not None:
-        data = iconify_icons(file.path)
-        icon = data["icons"][file.icon]
-        side = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
-        image = draw_svg(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side[0]} {side[1]}">{icon["body"]}</svg>'
-        )
-    elif file.path.suffix.lower() == ".svg":
-        image = draw_svg(file.path.read_text(encoding="utf-8"))
-    else:
-        image = decode_picture(file.path, str(file.path)).convert("RGBA")
+    image = draw_svg(file) if file.is_vector else decode_picture(file.path, str(file.path)).convert("RGBA")
     alpha = np.asarray(image.getchannel("A"))
-    is_drawn = file.icon is not None or file.path.suffix.lower() == ".svg"
-    if int(alpha.min()) == 255 and not is_drawn:
+    if int(alpha.min()) == 255 and not file.is_vector:
         raise ValueError(
             f"{file.path} has no transparency, so it is no sticker. Cut its subject out, or move it to the "
             "folder of backgrounds."
         )
     box = Image.fromarray((alpha > 8).astype(np.uint8) * 255).getbbox()
     if box is None:
-        icon = f" (icon {file.icon})" if file.icon is not None else ""
-        raise ValueError(f"{file.path}{icon} is fully transparent. Remove it from the folder.")
+        raise ValueError(f"{file.where} is fully transparent. Remove it from the folder.")
     return image.crop(box)
 
 
-def draw_svg(text: str) -> Image.Image:
+class MissingPackageError(ValueError):
+    """A package that only vector stickers need is not installed."""
+
+
+def svg_of(file: StickerFile) -> str:
+    """The SVG text of a vector sticker."""
+    if file.icon is None:
+        return file.path.read_text(encoding="utf-8")
+    data = iconify_icons(file.path)
+    icon = data["icons"][file.icon]
+    wide, high = (icon.get(side, data.get(side, 16)) for side in ("width", "height"))
+    body = icon.get("body", "")
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}">{body}</svg>'
+
+
+def draw_svg(file: StickerFile) -> Image.Image:
     """A vector sticker as pixels; needs the optional package resvg-py."""
     try:
         resvg = importlib.import_module("resvg_py")
     except ImportError as error:
-        raise ValueError(
+        raise MissingPackageError(
             "vector stickers (SVG, iconify) need the package resvg-py: pip install resvg-py, "
             "or use PNG or WebP."
         ) from error
-    data = bytes(resvg.svg_to_bytes(svg_string=text, width=RASTER_SIZE, height=RASTER_SIZE))
-    return Image.open(io.BytesIO(data)).convert("RGBA")
+    try:
+        data = resvg.svg_to_bytes(svg_string=svg_of(file), width=RASTER_SIZE, height=RASTER_SIZE)
+    except ValueError as error:
+        raise ValueError(
+            f"{file.where} is not a readable vector picture ({error}). Replace or remove it."
+        ) from error
+    return Image.open(io.BytesIO(bytes(data))).convert("RGBA")

@@ -81,6 +81,10 @@ class Workshop:
         ]
         return seen or list(self.config.colours)
 
+    def stands_out(self, sprite: Sprite, background: Background) -> bool:
+        """Whether a sprite that was made for another background can be seen on this one."""
+        return sprite.colour is None or sprite.colour in self.visible_colours(background)
+
     def sprite(self, background: Background, procedural: bool = False) -> Sprite:
         """A random sprite; `procedural` ones have a colour and a texture."""
         dice = self.dice

@@ -88,14 +88,19 @@ class ShardWriter:
     def write(self, part: int, samples: Iterator[Sample]) -> None:
         """Write a whole part; on any error nothing of it stays."""
         final = self.final(part)
-        partial, index = final.with_name(final.name + PARTIAL), final.with_name(final.name + INDEX_SUFFIX)
+        index = final.with_name(final.name + INDEX_SUFFIX)
+        partial, half = (path.with_name(path.name + PARTIAL) for path in (final, index))
         try:
             with disk_errors(self.folder):
                 offsets = self._write_tar(partial, samples)
-                index.write_bytes(b"".join(offset.to_bytes(8, "little") for offset in offsets))
                 finish(partial, final)
+                # The index last: its size tells a finished part, and beside a longer shard an older index
+                # still fits, as the samples of both are the same.
+                half.write_bytes(b"".join(offset.to_bytes(8, "little") for offset in offsets))
+                finish(half, index)
         finally:
             partial.unlink(missing_ok=True)
+            half.unlink(missing_ok=True)
             if not final.exists():
                 index.unlink(missing_ok=True)
 

@@ -14,8 +14,8 @@ import pytest
 from pack.dit.dreamomni.drag import fit_motion, parse_drag_prompt
 from pack.training.synthesis.config import ASKED_WEIGHTS, TASK_WEIGHTS, SynthesisConfig, recipe_for
 from pack.training.synthesis.edges import canny
-from pack.training.synthesis.naming import background_phrase, matches, place_of, ways_to_name
-from pack.training.synthesis.palette import COLOURS, MARK_COLOURS
+from pack.training.synthesis.naming import background_phrase, place_of, ways_to_name
+from pack.training.synthesis.palette import BACKGROUNDS, COLOURS, MARK_COLOURS, MIN_CONTRAST, distance
 from pack.training.synthesis.render import Renderer
 from pack.training.synthesis.samples import Sample, Synthesizer
 from pack.training.synthesis.scene import Background, Scene, SceneObject, Sprite, scene_from_json
@@ -442,25 +442,14 @@ def test_a_recipe_without_room_says_what_to_change() -> None:
         synthesizer("recolour", colours=("red",)).sample(0)
 
 
-def test_a_size_is_not_said_twice() -> None:
-    from pack.training.synthesis.dice import Dice
-    from pack.training.synthesis.naming import phrase
-
-    config = recipe_for(64, 64)
-    item = SceneObject(key=1, sprite=Sprite(shape="small airplane", sticker="a"), x=0.5, y=0.5, scale=0.2)
-    assert phrase(item, ("size",), config, Dice(0)) == "small airplane"
-    cup = dataclasses.replace(item, sprite=Sprite(shape="cup", sticker="a"))
-    assert phrase(cup, ("size",), config, Dice(0)) in ("small cup", "little cup")
-
-
-def test_matching_needs_all_told_attributes() -> None:
-    made = synthesizer("remove", 64, 64)
-    scene = made.plan(0).source
-    assert scene is not None
-    item = scene.objects[0]
-    other = dataclasses.replace(item, key=99)
-    colour = next(name for name in COLOURS if name != item.sprite.colour)
-    painted = dataclasses.replace(other, sprite=dataclasses.replace(item.sprite, colour=colour))
-    assert matches(item, other, ("colour", "texture", "size"), made.config)
-    assert matches(item, painted, ("texture",), made.config)
-    assert not matches(item, painted, ("colour",), made.config)
+@pytest.mark.parametrize("task", ["reference_add", "reference_replace", "extract_object"])
+def test_what_comes_from_a_reference_can_be_seen_where_it_goes(task: str) -> None:
+    made = synthesizer(task, 64, 64)
+    for index in range(60):
+        target = made.plan(index).target
+        if target.background.kind == "photo":
+            continue
+        behind = [BACKGROUNDS[name] for name in target.background.colours]
+        for item in target.objects:
+            if item.sprite.colour is not None:
+                assert all(distance(COLOURS[item.sprite.colour], colour) >= MIN_CONTRAST for colour in behind)

@@ -24,6 +24,8 @@ def extract_object(shop: Workshop) -> Plan:
     """One object of the given picture, alone on white."""
     given = reference_scene(shop.for_references())
     item = shop.dice.choice(given.objects)
+    if not shop.stands_out(item.sprite, WHITE):
+        raise Unlucky
     shop.named(item, given.objects, with_sides=False)
     placed = on_white(shop, item.sprite)
     placed = dataclasses.replace(placed, rotation=item.rotation)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from ..naming import EDIT_NAMES, GENERATE_NAMES, image_name, phrase, place_words
+from ..naming import EDIT_NAMES, GENERATE_NAMES, image_name, may_mean, phrase, place_words
 from ..operations import Add, Change, Operation, Replace
 from ..plan import Plan, Reference, edit_plan, generate_plan
-from ..scene import Background, Scene, SceneObject
+from ..scene import Background, Scene, SceneObject, Sprite
 from ..templates import fill
 from ..textures import MATERIALS
 from ..words import with_article
@@ -58,6 +58,9 @@ def subject_words(shop: Workshop, item: SceneObject, sheet: Scene) -> str:
         (rival.shape, rival.colour) == (sprite.shape, sprite.colour) for rival in rivals
     ):
         told = ("colour", "texture")
+    others = (other for other in sheet.objects if other.key != item.key)
+    if any(may_mean(item, other, told, shop.config) for other in others):
+        raise Unlucky
     return with_article(phrase(item, told, shop.config, shop.dice))
 
 
@@ -67,12 +70,19 @@ def reference_scene(square: Workshop) -> Scene:
     return square.scene(min(square.dice.weighted(weights), square.config.objects[1]))
 
 
+def require_new_and_visible(shop: Workshop, sprite: Sprite, scene: Scene) -> None:
+    """Raise Unlucky if the scene has the sprite already or its background hides it."""
+    if any(sprite == other.sprite for other in scene.objects):
+        raise Unlucky
+    if not shop.stands_out(sprite, scene.background):
+        raise Unlucky
+
+
 def add_step(shop: Workshop, square: Workshop, scene: Scene, names: tuple[str, str]) -> Step:
     """Put the object of a reference into the source."""
     reference = reference_scene(square)
     item = shop.dice.choice(reference.objects)
-    if any(item.sprite == other.sprite for other in scene.objects):
-        raise Unlucky
+    require_new_and_visible(shop, item.sprite, scene)
     placed = shop.placed(item.sprite, scene.objects, scale=shop.config.sizes[1], told=True)
     placed = dataclasses.replace(placed, rotation=item.rotation)
     words = fill(
@@ -92,8 +102,7 @@ def replace_step(
     """Put the object of a reference where one of the source was."""
     reference = reference_scene(square)
     subject = shop.dice.choice(reference.objects)
-    if any(subject.sprite == other.sprite for other in scene.objects):
-        raise Unlucky
+    require_new_and_visible(shop, subject.sprite, scene)
     words = fill(
         shop.dice,
         "reference_replace",

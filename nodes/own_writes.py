@@ -1,0 +1,39 @@
+"""What nodes write themselves, so that their own writing does not make ComfyUI run them again.
+
+A node that writes files must run again when somebody else has changed or deleted them, and must not when
+they are as it left them. ComfyUI keeps results as long as its process lives, and so does this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+
+from .fingerprints import folder_state
+
+
+class OwnWrites:
+    """How often others have changed what a node wrote."""
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[Path, Hashable], tuple[str, int]] = {}
+
+    def changes(self, path: Path, settings: Hashable = None) -> int:
+        """Rises when a file or folder is not as it was left, or was when this was asked first.
+
+        `settings` are those inputs of the node that decide what it writes there.
+        """
+        state = folder_state(path)
+        left, count = self._left.get((path, settings), (state, 0))
+        if state != left:
+            count += 1
+        self._left[path, settings] = (state, count)
+        return count
+
+    def wrote(self, path: Path, settings: Hashable = None) -> None:
+        """Take what is there now as left by the node itself."""
+        count = self._left.get((path, settings), ("", 0))[1]
+        self._left[path, settings] = (folder_state(path), count)
+
+
+OWN_WRITES = OwnWrites()
