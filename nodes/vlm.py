@@ -146,14 +146,15 @@ class RewritePrompt(io.ComfyNode):
     def check_lazy_status(
         cls,
         references: ReferenceSet,
-        vlm: LoadedVLM | None = None,
         rewrite: bool = True,
         edited_prompt: str = "",
-        **_: object,
+        **inputs: object,
     ) -> list[str]:
-        """The VLM is wanted only when it will be asked."""
+        """The VLM is wanted only when it will be asked and a link waits; without a link `execute` says so."""
         asked = passed_through("", references, rewrite, edited_prompt) is None
-        return ["vlm"] if asked and vlm is None else []
+        # ComfyUI gives None for a link that waits, nothing at all for an input that is not connected.
+        waits = "vlm" in inputs and inputs["vlm"] is None
+        return ["vlm"] if asked and waits else []
 
     @classmethod
     def execute(

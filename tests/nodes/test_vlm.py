@@ -122,12 +122,26 @@ def test_bypass_and_a_hand_edited_prompt_do_not_want_the_vlm() -> None:
     assert rewrite(None, refs, "As I say.", rewrite=False)[0] == "As I say."
     assert rewrite(None, refs, "As I say.", edited_prompt="My own.")[0] == "My own."
     status = RewritePrompt.check_lazy_status
-    options = {"references": refs, "instruction": "x", "max_new_tokens": 64}
+    options = {"references": refs, "instruction": "x", "max_new_tokens": 64, "vlm": None}
     assert status(**options) == ["vlm"]
-    assert status(**options, vlm=object()) == []
+    assert status(**{**options, "vlm": object()}) == []
     assert status(**options, rewrite=False) == []
     assert status(**options, edited_prompt="My own.") == []
     assert status(**{**options, "references": references()}) == []
+
+
+def test_a_vlm_that_is_not_connected_is_not_waited_for() -> None:
+    """As the host gives the inputs: a link that waits is None, an input without a link is not there."""
+    from pack.nodes.vlm import RewritePrompt
+
+    import execution
+
+    refs = references(picture())
+    waiting = {"references": refs, "instruction": "x", "max_new_tokens": 64, "vlm": ["4", 0]}
+    for inputs, wanted in ((waiting, ["vlm"]), ({k: v for k, v in waiting.items() if k != "vlm"}, [])):
+        given, missing, *_ = execution.get_input_data(inputs, RewritePrompt, "7")
+        assert "vlm" not in missing or given["vlm"] == (None,)
+        assert RewritePrompt.check_lazy_status(**{name: values[0] for name, values in given.items()}) == wanted
 
 
 def test_a_graph_without_a_vlm_is_valid() -> None:
