@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,10 @@ import comfy.supported_models_base
 from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
 from ..dit.dreamomni.network import DreamOmniNetwork
 from .host_attention import host_attention
-from .reference_checks import check_batches, check_requests
+from .reference_checks import check_batches, check_requests, missing_latents
 from .wrapped_call import call_through_wrappers
+
+log = logging.getLogger("dreamomni")
 
 REFERENCES = "ref_latents"
 POSITIONS = "dreamomni_positions"
@@ -114,6 +117,7 @@ class DreamOmniModel(comfy.model_base.BaseModel):
         flow = comfy.model_base.ModelType.FLOW
         super().__init__(model_config, flow, device=device, unet_model=HostNetwork)
         self.memory_usage_factor_conds = (REFERENCES, "c_crossattn")
+        self.told_of_missing = False
 
     @property
     def network_config(self) -> DreamOmniConfig:
@@ -142,10 +146,22 @@ class DreamOmniModel(comfy.model_base.BaseModel):
         if index is not None:
             conds["image_index"] = comfy.conds.CONDRegular(index)
         latents = self.used_references(kwargs)
+        self.tell_of_missing(index, latents)
         if latents:
             check_batches(latents, kwargs["noise"])
             conds[REFERENCES] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in latents])
         return conds
+
+    def tell_of_missing(self, image_index: Tensor | None, latents: Sequence[Tensor]) -> None:
+        """Log once that a network which reads pictures' latents was not given those of what its VLM saw."""
+        missing = missing_latents(image_index, latents) if self.network_config.source_tokens else 0
+        if missing and not self.told_of_missing:
+            self.told_of_missing = True
+            log.warning(
+                "The VLM saw %d picture(s) that this DreamOmni network gets no latent of: their details are "
+                "lost. Put Reference Conditioning between VLM Encode and the sampler.",
+                missing,
+            )
 
     def used_references(self, conditioning: dict[str, Any]) -> Sequence[Tensor]:
         """The pictures' latents of a conditioning, none if the network sees pictures through the VLM only."""

@@ -25,7 +25,7 @@ from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
 from .host_attention import host_attention
-from .reference_checks import check_references
+from .reference_checks import check_named, check_references
 from .wrapped_call import call_through_wrappers
 
 log = logging.getLogger("dreamomni")
@@ -181,7 +181,10 @@ class OmniGenModel(comfy.model_base.BaseModel):
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
-        """The prefixes of one conditioning; raises if it is not OmniGen's or would be cut to the batch."""
+        """The prefixes of one conditioning.
+
+        ValueError if it is not OmniGen's, would be cut to the batch, or has pictures without a place.
+        """
         ids = checked_ids(kwargs.get("cross_attn"))
         references = kwargs.get("reference_latents") or []
         check_references(references, kwargs["noise"], SDXL_VAE)
@@ -190,6 +193,7 @@ class OmniGenModel(comfy.model_base.BaseModel):
         tokens = sequence_from_tensor(
             ids, [(latent.shape[-2] // patch, latent.shape[-1] // patch) for latent in latents]
         )
+        check_named(latents, len({slot.image for slot in tokens.slots}))
         count = math.lcm(*(len(latent) for latent in latents))
         prefixes = tuple(
             make_prefix(tokens, [latent[item % len(latent)][None] for latent in latents]).to(kwargs["device"])

@@ -40,3 +40,25 @@ def check_requests(tokens: Tensor, noise: Tensor) -> None:
             f"{len(noise)} picture(s) are sampled, so some would be dropped. Use an empty latent with that "
             "batch size."
         )
+
+
+def check_named(latents: Sequence[Tensor], num_named: int) -> None:
+    """Raise ValueError if OmniGen's prompt has a place for fewer pictures than the conditioning holds.
+
+    The others would do nothing: OmniGen sees a picture only where its prompt names it.
+    """
+    if len(latents) > num_named:
+        raise ValueError(
+            f"the conditioning holds {len(latents)} reference(s), the prompt names {num_named}, and OmniGen "
+            "does not see a picture that its prompt does not name. Connect the pictures to 'OmniGen Encode', "
+            "not to Reference Conditioning or ReferenceLatent."
+        )
+
+
+def missing_latents(image_index: Tensor | None, latents: Sequence[Tensor]) -> int:
+    """How many of the pictures that the VLM saw have no latent; `image_index` (requests, L), n of picture n.
+
+    Latents without VLM tokens count for nothing here: a network may be given a source it was not told of.
+    """
+    seen = int(image_index.max()) if image_index is not None and image_index.numel() else 0
+    return max(0, seen - len(latents))
