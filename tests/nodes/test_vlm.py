@@ -132,16 +132,17 @@ def test_bypass_and_a_hand_edited_prompt_do_not_want_the_vlm() -> None:
 
 def test_a_vlm_that_is_not_connected_is_not_waited_for() -> None:
     """As the host gives the inputs: a link that waits is None, an input without a link is not there."""
-    from pack.nodes.vlm import RewritePrompt
-
     import execution
+    from pack.nodes.vlm import RewritePrompt
 
     refs = references(picture())
     waiting = {"references": refs, "instruction": "x", "max_new_tokens": 64, "vlm": ["4", 0]}
     for inputs, wanted in ((waiting, ["vlm"]), ({k: v for k, v in waiting.items() if k != "vlm"}, [])):
         given, missing, *_ = execution.get_input_data(inputs, RewritePrompt, "7")
         assert "vlm" not in missing or given["vlm"] == (None,)
-        assert RewritePrompt.check_lazy_status(**{name: values[0] for name, values in given.items()}) == wanted
+        assert (
+            RewritePrompt.check_lazy_status(**{name: values[0] for name, values in given.items()}) == wanted
+        )
 
 
 def test_a_graph_without_a_vlm_is_valid() -> None:
