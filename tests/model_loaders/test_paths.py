@@ -63,3 +63,49 @@ def test_a_folder_of_the_user_goes_before_a_shipped_one(models_dir: Path, tmp_pa
     register_folders()
     assert model_folder("dreamomni", "small") == own
     assert model_adapters() == {}
+
+
+@pytest.mark.parametrize("key", ["vlm", "omnigen", "dreamomni", "dreamomni_vae"])
+def test_folders_of_extra_model_paths_stay_and_are_searched(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """The host reads extra_model_paths.yaml before any node is loaded, so our key may be there already."""
+    from pack.model_loaders.paths import model_folder, model_folder_names, register_folders
+
+    import folder_paths
+
+    other = tmp_path / "other disk"
+    known = {name: kind for name, kind in folder_paths.folder_names_and_paths.items() if name != key}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    folder_paths.add_model_folder_path(key, str(other))
+    known[key] = (known[key][0], {".gguf"})
+    for _ in range(2):
+        register_folders()
+    roots, extensions = folder_paths.folder_names_and_paths[key]
+    assert roots[:2] == [str(other), str(models_dir / key)]
+    assert len(roots) == len(set(roots))
+    assert extensions == {".gguf", ".safetensors", ".json"}
+
+    elsewhere, here = make(other / "elsewhere"), make(models_dir / key / "here")
+    assert model_folder_names(key) == ["elsewhere", "here"]
+    assert model_folder(key, "elsewhere") == elsewhere
+    assert model_folder(key, "here") == here
+    both = make(other / "both"), make(models_dir / key / "both")
+    assert model_folder(key, "both") == both[0]
+
+
+def test_folders_named_in_the_hosts_own_file_are_searched(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.model_loaders.paths import model_folder, register_folders
+    from utils.extra_config import load_extra_path_config
+
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    settings = tmp_path / "extra_model_paths.yaml"
+    settings.write_text(f"other:\n    base_path: {tmp_path / 'other disk'}\n    vlm: language/\n")
+    load_extra_path_config(str(settings))
+    register_folders()
+    model = make(tmp_path / "other disk" / "language" / "mine")
+    assert model_folder("vlm", "mine") == model
