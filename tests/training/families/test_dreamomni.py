@@ -264,6 +264,7 @@ def test_presets_take_changes_for_ablations(tmp_path) -> None:
 def test_the_plan_follows_the_network(family) -> None:
     plan = family.encode_plan(run_config())
     assert (plan.image_encoding, plan.prompt_encoding, plan.size_multiple) == ("pixels", "vlm", 8)
+    assert plan.prompt_sees_images and not plan.keep_pixels
     along = family.encode_plan(run_config(options={"train_vlm": True}))
     assert (along.prompt_encoding, along.prompt_sees_images, along.keep_pixels) == ("text", False, True)
     paper = family.encode_plan(run_config(options={"preset": "paper-2.5b"}))
