@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,7 +20,7 @@ import folder_paths
 from ..model_loaders.lora_check import bare_dreamomni, bare_kontext, bare_omnigen, unmatched_keys
 from ..training.base_files import files_sha256, weights_of
 from ..training.cache import TensorCache
-from ..training.checkpoint import checkpoint_steps, load_newest
+from ..training.checkpoint import checkpoint_steps, newest_data
 from ..training.config import RunConfig, check_run_name
 from ..training.config_json import from_json
 from ..training.dataset import EditDataset
@@ -30,6 +31,7 @@ from ..training.files import flush_to_disk, temporary_beside, whole_folder, writ
 from ..training.ladder import laddered
 from ..training.launch import run_with_ladder
 from ..training.optimizers import require_packages
+from ..training.process import chosen_device
 from ..training.run_file import RunFile, run_lock
 from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
 from .fingerprints import UNKNOWN
@@ -88,10 +90,10 @@ def chosen_name(run_name: str, resume: str) -> str:
 
 def check_resume(config: RunConfig, folder: Path) -> None:
     """Raise ValueError, listing changed settings, unless the run in `folder` can go on with `config`."""
-    state, _ = load_newest(folder / CHECKPOINTS)
-    if state is not None:
-        old = laddered(from_json(RunConfig, state.data["config"]), folder)
-        require_resumable(old, laddered(config, folder), state.data.get("base_hashes", {}))
+    data = newest_data(folder / CHECKPOINTS)
+    if data is not None:
+        old = laddered(from_json(RunConfig, data["config"]), folder)
+        require_resumable(old, laddered(config, folder), data.get("base_hashes", {}))
 
 
 def base_role(family: str) -> str:
@@ -159,14 +161,15 @@ class Job:
         """Raise what can be known before any work: folder in use, no device, changed settings, no samples."""
         run_lock(self.folder).release()
         require_device(self.config)
+        require_cards(self.processes)
         require_packages(self.config)
         check_resume(self.config, self.folder)
-        chosen_indices(self.dataset, self.config.task)
+        chosen_indices(self.dataset, self.config.task, check_cancelled)
 
     def run(self) -> TrainingRun:
         """Look the data over, encode, train to the end; raises what the user must know."""
         self.check()
-        found = examine(self.dataset, self.config.task, lambda done, total: check_cancelled())
+        found = examine(self.dataset, self.config.task, encoding_report(self.dataset))
         write_json(self.folder / "dataset.json", {"folder": str(self.dataset.folder), "text": found.text()})
         found.require_healthy()
         run = RunFile(
@@ -355,8 +358,22 @@ def require_device(config: RunConfig) -> None:
     """Raise ValueError when a large network would have to be trained on the CPU."""
     files = [file for part in base_parts(config).values() for file in part]
     size = sum(file.stat().st_size for file in files)
-    if comfy.model_management.get_torch_device().type == "cpu" and size > LARGEST_ON_CPU:
+    host, worker = comfy.model_management.get_torch_device().type, chosen_device("auto", rank=0).type
+    if size <= LARGEST_ON_CPU or "cpu" not in (host, worker):
+        return
+    place = "ComfyUI runs" if host == "cpu" else f"ComfyUI runs on {host!r}, but training would run"
+    raise ValueError(
+        f"{place} on the CPU and the base has {size / 2**30:.1f} GiB; that would take months. Training knows "
+        "CUDA (NVIDIA, AMD with ROCm) and Apple's MPS only. Start ComfyUI with a CUDA device (check "
+        "nvidia-smi and leave --cpu out)."
+    )
+
+
+def require_cards(processes: int) -> None:
+    """Raise ValueError when several training processes would have to share a GPU."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else processes
+    if processes > 1 and processes > cards:
         raise ValueError(
-            f"ComfyUI runs on the CPU and the base has {size / 2**30:.1f} GiB; that would take months. "
-            "Start ComfyUI with a CUDA device (check nvidia-smi and leave --cpu out)."
+            f"processes is {processes} and this computer has {cards} GPU(s): each process holds the whole "
+            f"base on a GPU of its own. Set processes to {cards}; the result stays the same."
         )

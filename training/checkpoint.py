@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,11 @@ def prune(folder: Path, best_step: int | None) -> None:
             shutil.rmtree(checkpoint_path(folder, step), ignore_errors=True)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every file has its recorded hash."""
+def damage(path: Path, files: Sequence[str] = (TENSORS, STATE)) -> str | None:
+    """What is wrong with these files of a checkpoint, or None when each has its recorded hash."""
     try:
         hashes: Mapping[str, str] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        wrong = [name for name in (TENSORS, STATE) if hashes.get(name) != file_sha256(path / name)]
+        wrong = [name for name in files if hashes.get(name) != file_sha256(path / name)]
     except (OSError, ValueError) as error:
         return str(error)
     return f"{', '.join(wrong)} changed since it was written" if wrong else None
@@ -111,6 +111,20 @@ def load_newest(folder: Path) -> tuple[RunState | None, list[str]]:
             messages.append(f"{error}; it is passed over")
             log.warning(messages[-1])
     return None, messages
+
+
+def newest_data(folder: Path) -> dict[str, Any] | None:
+    """`data` of the newest checkpoint whose state.json is whole; None when there is none.
+
+    The tensors, which may take minutes to read, are left alone: whoever continues from them checks them.
+    """
+    for step in reversed(checkpoint_steps(folder)):
+        path = checkpoint_path(folder, step)
+        fault = damage(path, (STATE,))
+        if fault is None:
+            return json.loads((path / STATE).read_text(encoding="utf-8"))["data"]
+        log.warning("checkpoint %s is damaged: %s; it is passed over", path, fault)
+    return None
 
 
 def put_aside_damaged(folder: Path, newer_than: int) -> None:

@@ -51,7 +51,7 @@ def named(ids: list[str]) -> str:
 
 def examine(dataset: EditDataset, task: str, report: Callable[[int, int], None]) -> Diagnosis:
     """Read every sample of the task once; `report(done, total)` may raise to cancel."""
-    chosen = chosen_indices(dataset, task)
+    chosen = chosen_indices(dataset, task, lambda: report(0, len(dataset)))
     found: dict[str, list[str]] = defaultdict(list)
     targets: dict[str, list[str]] = defaultdict(list)
     sources: dict[str, list[str]] = defaultdict(list)

@@ -23,6 +23,8 @@ from .files import write_text
 
 ASPECT_LIMIT = 4.0
 MASK_REDUCTION = 8
+RECORDS_BETWEEN = 256
+"""Records parsed from one look for a cancel to the next."""
 
 
 class PictureEncoder(Protocol):
@@ -203,10 +205,15 @@ class Encoding:
         )
 
 
-def chosen_indices(dataset: EditDataset, task: str) -> list[int]:
-    """Indices of the samples that a run for `task` uses; ValueError when there are none."""
+def chosen_indices(dataset: EditDataset, task: str, between: Callable[[], None] | None = None) -> list[int]:
+    """Indices of the samples that a run for `task` uses; ValueError when there are none.
+
+    Every record is parsed, which takes minutes for a million; `between`, called every so often, may raise.
+    """
     chosen, modes = [], set()
     for index in range(len(dataset)):
+        if between is not None and index % RECORDS_BETWEEN == 0:
+            between()
         record = dataset.record(index)  # not kept: a million of them would not fit in memory
         modes.add(f"{record.mode}/{record.task}")
         if belongs_to_task(record.mode, record.task, task):
@@ -223,7 +230,7 @@ def encode_dataset(
     encoding: Encoding, dataset: EditDataset, manifest: Path, report: Callable[[int, int], None]
 ) -> list[SampleEntry]:
     """Encode the samples of the run's task and write the manifest; `report(done, total)` may raise."""
-    chosen = chosen_indices(dataset, encoding.config.task)
+    chosen = chosen_indices(dataset, encoding.config.task, lambda: report(0, len(dataset)))
     entries = []
     for done, index in enumerate(chosen):
         report(done, len(chosen))

@@ -17,6 +17,7 @@ from pack.training.checkpoint import (
     checkpoint_steps,
     load_checkpoint,
     load_newest,
+    newest_data,
     save_checkpoint,
 )
 from pack.training.metrics import MetricsFile, read_lines, read_metrics
@@ -57,6 +58,23 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path: Path, file
     assert "it is passed over" in messages[0]
     with pytest.raises(ValueError, match="is damaged"):
         load_checkpoint(checkpoint_path(tmp_path, 2))
+
+
+def test_the_newest_data_is_read_without_the_tensors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert newest_data(tmp_path) is None
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, state(step))
+    for step in (2, 3):
+        (checkpoint_path(tmp_path, step) / "state.safetensors").write_bytes(b"not read")
+    assert newest_data(tmp_path) == {"step": 3}
+    words = checkpoint_path(tmp_path, 3) / "state.json"
+    words.write_text(words.read_text().replace("3", "9"))
+    assert newest_data(tmp_path) == {"step": 2}
+    assert "is damaged: state.json changed since it was written; it is passed over" in caplog.text
+    (checkpoint_path(tmp_path, 2) / "manifest.json").unlink()
+    assert newest_data(tmp_path) is None
 
 
 def test_a_full_disk_is_told_before_anything_is_written(

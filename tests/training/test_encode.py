@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pack.training import encode
 from pack.training.cache import TensorCache, picture_key, prompt_key
 from pack.training.config import ObjectiveConfig, RunConfig, StageConfig, ValidationConfig
 from pack.training.dataset import open_dataset
@@ -162,6 +163,21 @@ def test_a_task_without_samples_says_what_there_is(tmp_path: Path) -> None:
     work = encoding(tmp_path, task="generate")
     with pytest.raises(ValueError, match="no samples for task 'generate'; it has edit/add"):
         encode_dataset(work, open_dataset(dataset_folder(tmp_path)), tmp_path / "m", lambda done, total: None)
+
+
+def test_looking_for_the_samples_of_a_task_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, calls = open_dataset(dataset_folder(tmp_path)), []
+    monkeypatch.setattr(encode, "RECORDS_BETWEEN", 2)
+    assert encode.chosen_indices(dataset, "edit", lambda: calls.append(1)) == [0, 1, 2, 3]
+    assert len(calls) == 2
+
+    def cancel() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode.chosen_indices(dataset, "edit", cancel)
 
 
 def test_held_out_never_shares_a_target_with_training(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Before the long work: what stops a run at once, what can be cancelled, and which weights come out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.nodes.test_training_nodes import pairs
+
+pytestmark = pytest.mark.host
+
+
+def make_job(folder: Path, **changes: Any) -> Any:
+    """A run on four pairs that is never trained."""
+    from pack.nodes.training_run import Job
+    from pack.training.config import RunConfig
+    from pack.training.dataset import open_dataset
+
+    config = RunConfig(name="checked", family="kontext", task="edit")
+    parts = {"config": config, "dataset": open_dataset(folder), "encode_picture": None, "encode_prompt": None}
+    return Job(**(parts | changes))
+
+
+def without_instructions(folder: Path) -> Path:
+    """Samples that the dataset check refuses after it has read them all."""
+    file = pairs(folder) / "samples.jsonl"
+    lines = [json.loads(line) | {"instruction": "  "} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_the_dataset_check_moves_the_bar(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.utils
+
+    bars: list[tuple[int, int]] = []
+    hook = lambda value, total, preview, node_id=None: bars.append((value, total))
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    with pytest.raises(ValueError, match="the dataset cannot be trained on"):
+        make_job(without_instructions(tmp_path / "data")).run()
+    assert bars[-4:] == [(done, 4) for done in range(4)]
+
+
+def test_cancel_is_noticed_while_the_records_are_read(output_dir: Path, tmp_path: Path) -> None:
+    import comfy.model_management as mm
+
+    job = make_job(pairs(tmp_path / "data"))
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        job.check()
+    mm.interrupt_current_processing(False)
+    job.check()
+
+
+def test_resuming_is_decided_without_reading_the_weights(output_dir: Path, tmp_path: Path) -> None:
+    from pack.nodes.training_run import check_resume
+    from pack.training.checkpoint import RunState, checkpoint_path, save_checkpoint
+    from pack.training.config import RunConfig
+    from pack.training.config_json import to_json
+
+    started = RunConfig(name="checked", family="kontext", task="edit", seed=1)
+    state = RunState(step=3, tensors={"weight.a": torch.zeros(1)}, data={"config": to_json(started)})
+    checkpoints = tmp_path / "run" / "checkpoints"
+    save_checkpoint(checkpoints, state)
+    (checkpoint_path(checkpoints, 3) / "state.safetensors").unlink()
+    check_resume(started, tmp_path / "run")
+    with pytest.raises(ValueError, match="was started with other settings"):
+        check_resume(RunConfig(name="checked", family="kontext", task="edit", seed=2), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("processes", "refused"), [(1, False), (2, False), (3, True)])
+def test_more_processes_than_cards_are_refused(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, refused: bool
+) -> None:
+    job = make_job(pairs(tmp_path / "data"), processes=processes)
+    job.check()  # on a CPU any number may share
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if refused:
+        with pytest.raises(ValueError, match=r"processes is 3 and this computer has 2 GPU\(s\).*to 2"):
+            job.check()
+    else:
+        job.check()
+
+
+@pytest.mark.parametrize(
+    ("host", "worker", "message"),
+    [
+        ("xpu", "cpu", "ComfyUI runs on 'xpu', but training would run on the CPU.*CUDA.*MPS only"),
+        ("cpu", "cuda", "ComfyUI runs on the CPU and the base has"),
+        ("cuda", "cuda", ""),
+        ("mps", "mps", ""),
+    ],
+)
+def test_a_large_base_needs_a_device_that_training_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, worker: str, message: str
+) -> None:
+    from pack.nodes import training_run
+    from pack.training.config import RunConfig
+
+    import comfy.model_management
+
+    base = tmp_path / "large.safetensors"
+    base.write_bytes(b"x" * 100)
+    config = RunConfig(name="x", family="kontext", base={"transformer": str(base)})
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(host))
+    monkeypatch.setattr(training_run, "chosen_device", lambda name, rank: torch.device(worker))
+    training_run.require_device(config)  # a small one may be trained anywhere
+    monkeypatch.setattr(training_run, "LARGEST_ON_CPU", 50)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            training_run.require_device(config)
+    else:
+        training_run.require_device(config)
+
+
+def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_dir: Path) -> None:
+    from pack.nodes.training_run import TrainingRun, best_export, publish_lora, runs_root
+
+    run = TrainingRun(runs_root() / "mine")
+    exports = run.folder / "exports"
+    exports.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="the run 'mine' has saved no weights yet"):
+        publish_lora(run)
+    published = models_dir / "loras" / "dreamomni" / "mine.safetensors"
+    assert not published.exists()
+    for name in ("last", "best"):
+        (exports / f"{name}.safetensors").write_bytes(name.encode())
+        assert models_dir / "loras" / publish_lora(run) == published
+        assert published.read_bytes() == name.encode()
+    assert [file.name for file in published.parent.iterdir()] == ["mine.safetensors"]
+
+    networks = runs_root() / "network" / "exports"
+    for name in ("last", "best"):
+        (networks / name).mkdir(parents=True)
+        assert best_export(networks.parent) == networks / name
