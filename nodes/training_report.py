@@ -10,12 +10,47 @@ from torch import Tensor
 
 from comfy_api.latest import io, ui
 
+from ..training.config import check_run_name
+from ..training.metrics import FILE as DIARY
 from ..training.report import loss_chart, run_summary, sample_strips, words_picture
+from .fingerprints import UNKNOWN, state_of_name
 from .notes import show_note
 from .pictures import image_of
 from .schema import node_input, node_schema
-from .training_run import TrainingRun, run_notes
+from .training_run import TrainingRun, run_notes, runs_root
 from .types import CATEGORY, Run
+
+CONNECTED = "the connected run"
+
+
+def recorded_runs() -> list[str]:
+    """Names of the runs that have a diary, newest first, however they ended."""
+    root = runs_root()
+    diaries = [entry / DIARY for entry in root.iterdir()] if root.is_dir() else []
+    found = [diary for diary in diaries if diary.is_file()]
+    return [file.parent.name for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)]
+
+
+def recorded_folder(run: TrainingRun | None, run_name: str) -> Path:
+    """Folder of the run to show; ValueError for none or a bad name, FileNotFoundError without a diary."""
+    if run_name != CONNECTED:
+        folder = runs_root() / check_run_name(run_name)
+    elif run is not None:
+        folder = run.folder
+    else:
+        raise ValueError("no run to show; connect a training node's run, or choose one in run_name")
+    if not (folder / DIARY).is_file():
+        raise FileNotFoundError(
+            f"the run {folder.name!r} has no diary ({DIARY}) in {folder.parent}: its training never started, "
+            f"or it was moved away. Runs with one: {', '.join(recorded_runs()) or 'none'}"
+        )
+    return folder
+
+
+def shown_files(run_name: str) -> list[Path]:
+    """What the report of a run is made from."""
+    folder = recorded_folder(None, run_name)
+    return [folder / DIARY, folder / "dataset.json", *sample_strips(folder)]
 
 
 def stacked_strips(files: list[Path]) -> Tensor:
@@ -42,12 +77,29 @@ class TrainingReport(io.ComfyNode):
             node_id="DreamOmniTrainingReport",
             display_name="Training Report",
             category=f"{CATEGORY}/train",
-            description="Draws a run from its diary on disk: loss, held-out loss, sample pictures, events.",
-            search_aliases=["loss curve", "training samples"],
+            description="Draws a run from its diary on disk, also one that was cancelled or failed: loss, "
+            "held-out loss, sample pictures, events.",
+            search_aliases=["loss curve", "training samples", "failed training", "cancelled training"],
             is_output_node=True,
             not_idempotent=True,
             hidden=[io.Hidden.unique_id],
-            inputs=[node_input(Run, "run", tooltip="From a training node.")],
+            inputs=[
+                node_input(
+                    Run,
+                    "run",
+                    optional=True,
+                    tooltip="From a training node: shown when it has finished.",
+                ),
+                node_input(
+                    io.Combo,
+                    "run_name",
+                    options=[CONNECTED, *recorded_runs()],
+                    default=CONNECTED,
+                    optional=True,
+                    tooltip="Any run on disk instead, newest first: finished, cancelled, failed, or running "
+                    "in another ComfyUI. Press R for new ones.",
+                ),
+            ],
             outputs=[
                 io.Image.Output("loss_curve", display_name="loss curve", tooltip="Loss over the steps."),
                 io.Image.Output(
@@ -60,11 +112,16 @@ class TrainingReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run: TrainingRun) -> io.NodeOutput:
-        chart = image_of(loss_chart(run.folder))
-        words = "\n".join(part for part in (run_summary(run.folder), run_notes(run.folder)) if part)
+    def fingerprint_inputs(cls, run_name: str | None = None, **_: object) -> str:
+        return UNKNOWN if run_name == CONNECTED else state_of_name(run_name, shown_files)
+
+    @classmethod
+    def execute(cls, run: TrainingRun | None = None, run_name: str = CONNECTED) -> io.NodeOutput:
+        folder = recorded_folder(run, run_name)
+        chart = image_of(loss_chart(folder))
+        words = "\n".join(part for part in (run_summary(folder), run_notes(folder)) if part)
         show_note(cls, words)
-        samples = stacked_strips(sample_strips(run.folder))
+        samples = stacked_strips(sample_strips(folder))
         return io.NodeOutput(chart, samples, words, ui=ui.PreviewImage(chart, cls=cls))
 
 

@@ -182,3 +182,12 @@ def test_training_follows_the_files_of_its_base(models_dir: Path) -> None:
         lambda: fingerprint("TrainVAE", start="start", run_name="mine"),
         models_dir / "dreamomni_vae" / "start" / WEIGHTS,
     )
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "samples/step-000000002-0.png"])
+def test_a_run_that_went_on(output_dir: Path, file: str) -> None:
+    folder = output_dir / "dreamomni" / "training" / "mine"
+    write(folder / "metrics.jsonl")
+    check_changes(lambda: fingerprint("TrainingReport", run=None, run_name="mine"), folder / file)
+    for name in (None, "the connected run", "gone", "../mine"):
+        assert fingerprint("TrainingReport", run=None, run_name=name) == ""
