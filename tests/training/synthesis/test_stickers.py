@@ -91,9 +91,7 @@ def test_bad_stickers_are_told_before_a_dataset_is_begun(tmp_path: Path) -> None
     (cuts / "bad.svg").write_text("no drawing")
     (cuts / "worse.png").write_bytes(b"no picture")
     config = recipe_for(32, 32, stickers_folder=str(cuts))
-    with pytest.raises(
-        ValueError, match=r"bad\.svg is not a readable vector .*\n.*worse\.png is not a read"
-    ):
+    with pytest.raises(ValueError, match=r"bad\.svg is not a readable vector .*\n.*worse\.png is not a read"):
         generate(Job(folder=tmp_path / "a", count=4, config=config))
     assert not (tmp_path / "a").exists()
     (cuts / "bad.svg").unlink()
