@@ -25,15 +25,8 @@ from .training_inputs import (
     run_outputs,
 )
 from .training_job import make_job
-from .training_run import (
-    CONTINUE,
-    best_export,
-    chosen_name,
-    copy_whole,
-    publish_folder,
-    require_free,
-    result_state,
-)
+from .training_results import best_export, copy_whole, publish_folder, require_free, result_state
+from .training_run import CONTINUE, chosen_name
 from .types import CATEGORY
 
 register_folders()

@@ -30,11 +30,8 @@ from .training_inputs import (
     run_outputs,
 )
 from .training_job import make_job
-from .training_run import (
-    CONTINUE,
-    base_role,
+from .training_results import (
     best_export,
-    chosen_name,
     copy_whole,
     lora_name,
     publish_folder,
@@ -42,6 +39,7 @@ from .training_run import (
     require_free,
     result_state,
 )
+from .training_run import CONTINUE, base_role, chosen_name
 from .training_translator import joint_job, joint_name
 from .types import Processor, Vlm
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,15 +26,13 @@ from ..training.dataset import EditDataset
 from ..training.doctor import examine
 from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_dataset
 from ..training.families import load_family
-from ..training.files import flush_to_disk, temporary_beside, whole_folder, write_json
+from ..training.files import write_json
 from ..training.ladder import laddered
 from ..training.launch import run_with_ladder
 from ..training.optimizers import require_packages
 from ..training.process import chosen_device
 from ..training.run_file import RunFile, run_lock
-from ..training.trainer import CHECKPOINTS, EXPORTS, SAMPLES, RunFolder, require_resumable
-from .fingerprints import UNKNOWN
-from .own_writes import OWN_WRITES
+from ..training.trainer import CHECKPOINTS, SAMPLES, RunFolder, require_resumable
 from .progress import check_cancelled, progress_reporter
 
 log = logging.getLogger("dreamomni")
@@ -264,82 +261,6 @@ def sample_strip(job: Job, path: Path) -> Image.Image:
         strip.paste(picture, (left, 0))
         left += picture.width
     return strip
-
-
-def best_export(folder: Path) -> Path:
-    """The export with the lowest held-out loss, else the last one; FileNotFoundError when there is none."""
-    for name in ("best.safetensors", "best", "last.safetensors", "last"):
-        if (folder / EXPORTS / name).exists():
-            return folder / EXPORTS / name
-    raise FileNotFoundError(f"the run {folder.name!r} has saved no weights yet")
-
-
-def publish_lora(run: TrainingRun) -> str:
-    """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
-    name = lora_name(run.folder.name)
-    target = published_folder("loras", name)
-    copy_whole(best_export(run.folder), target)
-    OWN_WRITES.wrote(target)
-    return name
-
-
-def lora_name(run: str) -> str:
-    """Where a run leaves its LoRA, below models/loras and as LoRA loaders list it."""
-    return str(Path("dreamomni") / f"{run}.safetensors")
-
-
-def published_folder(key: str, name: str) -> Path:
-    """models/<key>/<name>, where a run of that name leaves its result."""
-    return Path(folder_paths.get_folder_paths(key)[0]) / name
-
-
-def require_free(key: str, name: str, run: str | None = None) -> None:
-    """Raise ValueError when a new run would put its result in the place of somebody else's model.
-
-    `name` is that result's place below models/<key>; the run is called the same unless `run` is given.
-    """
-    target = published_folder(key, name)
-    if target.exists() and not checkpoint_steps(runs_root() / (run or name) / CHECKPOINTS):
-        raise ValueError(
-            f"models/{key}/{name} exists and no run of that name made it; choose another run_name, or move "
-            "it away"
-        )
-
-
-def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> str:
-    """Have `make` write models/<key>/<run name>; that name."""
-    target = published_folder(key, run.folder.name)
-    make(target)
-    OWN_WRITES.wrote(target)
-    return target.name
-
-
-def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) -> str:
-    """Changes when others delete or replace the result of a training node below models/<key>."""
-    name = run_name if resume in (CONTINUE, FRESH) else resume
-    try:
-        result = check_run_name(name) if name else ""
-    except ValueError:  # told when the node runs
-        return UNKNOWN
-    if not result:
-        return UNKNOWN
-    return str(OWN_WRITES.changes(published_folder(key, lora_name(result) if key == "loras" else result)))
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file or folder so that the target is never half there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        with whole_folder(target) as partial:
-            shutil.copytree(source, partial)
-        return
-    partial = temporary_beside(target)
-    try:
-        shutil.copyfile(source, partial)
-        flush_to_disk(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def run_notes(folder: Path) -> str:

@@ -27,20 +27,15 @@ from .training_inputs import (
     run_outputs,
 )
 from .training_job import make_job
-from .training_run import (
-    CONTINUE,
-    FRESH,
-    Job,
-    TrainingRun,
+from .training_results import (
     best_export,
-    chosen_name,
     copy_whole,
     publish_folder,
     published_folder,
     require_free,
     result_state,
-    runs_root,
 )
+from .training_run import CONTINUE, FRESH, Job, TrainingRun, chosen_name, runs_root
 from .types import Vlm
 
 TAUGHT = "taught.json"

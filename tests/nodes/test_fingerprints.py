@@ -149,7 +149,7 @@ RESULTS = {
 @pytest.mark.parametrize("node", RESULTS)
 def test_a_training_result_that_is_gone_is_made_again(models_dir: Path, node: str) -> None:
     from pack.nodes.own_writes import OWN_WRITES
-    from pack.nodes.training_run import published_folder
+    from pack.nodes.training_results import published_folder
 
     def state(**inputs: str | None) -> str:
         return fingerprint(node, **{"run_name": "mine", "resume": "continue if it exists"} | inputs)

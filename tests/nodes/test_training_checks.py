@@ -120,7 +120,8 @@ def test_a_large_base_needs_a_device_that_training_knows(
 
 
 def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_dir: Path) -> None:
-    from pack.nodes.training_run import TrainingRun, best_export, publish_lora, runs_root
+    from pack.nodes.training_results import best_export, publish_lora
+    from pack.nodes.training_run import TrainingRun, runs_root
 
     run = TrainingRun(runs_root() / "mine")
     exports = run.folder / "exports"

@@ -1,0 +1,93 @@
+"""What a finished run leaves in ComfyUI's model folders."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+
+from ..training.checkpoint import checkpoint_steps
+from ..training.config import check_run_name
+from ..training.files import flush_to_disk, temporary_beside, whole_folder
+from ..training.trainer import CHECKPOINTS, EXPORTS
+from .fingerprints import UNKNOWN
+from .own_writes import OWN_WRITES
+from .training_run import CONTINUE, FRESH, TrainingRun, runs_root
+
+
+def best_export(folder: Path) -> Path:
+    """The export with the lowest held-out loss, else the last one; FileNotFoundError when there is none."""
+    for name in ("best.safetensors", "best", "last.safetensors", "last"):
+        if (folder / EXPORTS / name).exists():
+            return folder / EXPORTS / name
+    raise FileNotFoundError(f"the run {folder.name!r} has saved no weights yet")
+
+
+def publish_lora(run: TrainingRun) -> str:
+    """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
+    name = lora_name(run.folder.name)
+    target = published_folder("loras", name)
+    copy_whole(best_export(run.folder), target)
+    OWN_WRITES.wrote(target)
+    return name
+
+
+def lora_name(run: str) -> str:
+    """Where a run leaves its LoRA, below models/loras and as LoRA loaders list it."""
+    return str(Path("dreamomni") / f"{run}.safetensors")
+
+
+def published_folder(key: str, name: str) -> Path:
+    """models/<key>/<name>, where a run of that name leaves its result."""
+    return Path(folder_paths.get_folder_paths(key)[0]) / name
+
+
+def require_free(key: str, name: str, run: str | None = None) -> None:
+    """Raise ValueError when a new run would put its result in the place of somebody else's model.
+
+    `name` is that result's place below models/<key>; the run is called the same unless `run` is given.
+    """
+    target = published_folder(key, name)
+    if target.exists() and not checkpoint_steps(runs_root() / (run or name) / CHECKPOINTS):
+        raise ValueError(
+            f"models/{key}/{name} exists and no run of that name made it; choose another run_name, or move "
+            "it away"
+        )
+
+
+def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> str:
+    """Have `make` write models/<key>/<run name>; that name."""
+    target = published_folder(key, run.folder.name)
+    make(target)
+    OWN_WRITES.wrote(target)
+    return target.name
+
+
+def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) -> str:
+    """Changes when others delete or replace the result of a training node below models/<key>."""
+    name = run_name if resume in (CONTINUE, FRESH) else resume
+    try:
+        result = check_run_name(name) if name else ""
+    except ValueError:  # told when the node runs
+        return UNKNOWN
+    if not result:
+        return UNKNOWN
+    return str(OWN_WRITES.changes(published_folder(key, lora_name(result) if key == "loras" else result)))
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file or folder so that the target is never half there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        with whole_folder(target) as partial:
+            shutil.copytree(source, partial)
+        return
+    partial = temporary_beside(target)
+    try:
+        shutil.copyfile(source, partial)
+        flush_to_disk(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
