@@ -121,7 +121,7 @@ class StockCache:
         """The transformer options of this call: noting, or reading and cutting."""
         inner, branch = options.get(OVERRIDE), branch_of(options)
         noted, step = self.notes.get(branch), step_of(options)
-        usable = noted is not None and same_latents(noted.latents, latents)
+        usable = noted is not None and self.is_complete(noted) and same_latents(noted.latents, latents)
         if noted is None or not usable or step is None or self.settings.is_full(step):
             grids = [latent_grid(*latent.shape[-2:], self.network.patch_size) for latent in latents]
             self.forget(branch)
@@ -132,6 +132,10 @@ class StockCache:
         after = [*patches.get("post_input", []), lambda tokens: first_tokens(tokens, first)]
         reader = StepReader(noted.layers, inner)
         return {**options, OVERRIDE: reader, "patches": {**patches, "post_input": after}}
+
+    def is_complete(self, noted: Noted) -> bool:
+        """Whether every block noted; another node's cache may have answered for some of them, or for all."""
+        return len(noted.layers) == len(self.network.double_blocks) + len(self.network.single_blocks)
 
     def forget(self, branch: tuple[Any, ...]) -> None:
         """Drop the notes of conditionings; ComfyUI computes them together or apart, as memory allows."""

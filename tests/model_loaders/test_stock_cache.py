@@ -135,6 +135,32 @@ def test_out_of_memory_without_notes_is_an_error(model: Any, monkeypatch: pytest
         sampled(stock(model, []), [ONE], sigmas=SIGMAS)
 
 
+def test_a_full_step_that_another_cache_skips_is_made_up_for(model: Any) -> None:
+    """Like EasyCache behind ours: it answers with an earlier velocity, and the network notes nothing."""
+    from comfy.patcher_extension import WrappersMP
+
+    def skipping(full_steps: int) -> Any:
+        answers: list[Tensor] = []
+
+        def skip(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+            answers.append(answers[0] if len(answers) == 1 else executor(*args, **kwargs))
+            return answers[-1]
+
+        target = stock(model, warm_up=full_steps)
+        target.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "behind", skip)
+        return target
+
+    block, tokens = model.model.diffusion_model.double_blocks[0], []
+    hook = block.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["img"].shape[1]), with_kwargs=True
+    )
+    out = sampled(skipping(2), [ONE, TWO], sigmas=SIGMAS)
+    hook.remove()
+    # 24 of the picture, 12 and 10 of the references: the second step is skipped, so the third is full.
+    assert tokens == [46, 46, 24, 24]
+    assert torch.equal(out, sampled(skipping(3), [ONE, TWO], sigmas=SIGMAS))
+
+
 def test_conditionings_that_are_computed_apart_leave_no_second_notes(model: Any) -> None:
     cache = cache_of(stock(model))
     x = torch.zeros(2, 16, 8, 12)
