@@ -340,8 +340,8 @@ def cond_references(model: Any, cond: dict[str, Any]) -> Iterator[Wanted]:
 
 def inference_dtype(model: Any) -> torch.dtype:
     """The number type a ModelPatcher's network computes in."""
-    real = model.model
-    return getattr(real, "get_dtype_inference", lambda: real.manual_cast_dtype or real.get_dtype())()
+    # From the ModelPatcher: another node's number type is in the network only while the model is loaded.
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
 def attach_reference_cache(

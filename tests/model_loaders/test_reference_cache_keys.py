@@ -229,6 +229,23 @@ def test_never_stale(case: Case) -> None:
         assert primed.shape != before.shape or not torch.allclose(primed, before, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_number_type_with_a_lora_is_known_before_the_model_is_loaded(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise the first run writes entries that nothing reads, and others with the LoRA on them."""
+    from pack.model_loaders.reference_store import store_of
+
+    model = tiny_flux()
+    target = attach(lora(model))
+    target.set_model_compute_dtype(dtype)
+    first = sampled(target, [ONE, TWO], sigmas=TWO_STEPS)
+    again = sampled(target, [ONE, TWO], sigmas=TWO_STEPS)
+    assert torch.equal(first, again)
+    assert store_of(model).written == 2
+    assert "a reference changed during the run" not in caplog.text
+
+
 def test_two_models_never_share() -> None:
     """The same references and settings on other weights."""
     from pack.model_loaders.reference_store import store_of
