@@ -152,10 +152,13 @@ class ExactCache:
         for key, item in missing.items():
             management.throw_exception_if_processing_interrupted()
             latent = item.latent.to(model.load_device)
+            entry = None
             try:
                 entry = self.write(latent, item.offset, None, options, target)
             except management.OOM_EXCEPTION:
                 target = model.offload_device
+            if entry is None:
+                # Not in the handler: the error holds on to what the pass had made.
                 management.soft_empty_cache()
                 entry = self.write(latent, item.offset, None, options, target)
             store.add(key, entry)

@@ -374,6 +374,28 @@ def test_out_of_memory_while_writing_falls_back_with_a_message(
     ]
 
 
+def test_the_second_attempt_has_the_memory_of_the_first(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.model_loaders import reference_cache as module
+
+    import comfy.model_management as management
+
+    made: list[weakref.ref] = []
+    alive: list[bool] = []
+    real = module.ExactCache.write
+
+    def full_once(*args: Any, **kwargs: Any) -> Any:
+        if not made:
+            layers = torch.zeros(8)
+            made.append(weakref.ref(layers))
+            raise management.OOM_EXCEPTION("CUDA out of memory")
+        alive.append(made[0]() is not None)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module.ExactCache, "write", full_once)
+    sampled(cached(model), [ONE])
+    assert alive == [False]
+
+
 def test_a_run_tells_what_it_reused(model: Any) -> None:
     from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
 
