@@ -63,8 +63,11 @@ def advance(x: Tensor, velocities: list[Tensor], nodes: list[float], start: floa
 def seeded_noise(x: Tensor, seed: int | None) -> Noise:
     """Normal noise shaped like x, drawn on the CPU so that a seed means the same on every device."""
     generator = torch.Generator()
-    # One beyond the seed: the picture's first noise was drawn with the seed itself.
-    generator.manual_seed(seed + 1 if seed is not None else torch.seed())
+    if seed is None:
+        generator.seed()
+    else:
+        # One beyond the seed, of which there are 64 bits: the first noise was drawn with the seed itself.
+        generator.manual_seed((seed + 1) % 2**64)
     return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator).to(x)
 
 
@@ -97,7 +100,6 @@ def single_step(
     They keep no history, so eta > 0 may add fresh noise between steps.
     """
     evaluate = Evaluator(model, sigmas, extra_args, callback)
-    noise = noise_sampler or seeded_noise(x, evaluate.extra_args.get("seed"))
     for step in trange(len(sigmas) - 1, disable=disable):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         down, factor, amount = sigma_next, 1.0, None
@@ -108,7 +110,8 @@ def single_step(
             velocity = (velocity + evaluate.velocity(x + (down - sigma) * velocity, down)) / 2
         x = factor * (x + (down - sigma) * velocity)
         if amount is not None:
-            x = x + amount * noise(sigma, sigma_next)
+            noise_sampler = noise_sampler or seeded_noise(x, evaluate.extra_args.get("seed"))
+            x = x + amount * noise_sampler(sigma, sigma_next)
     return x
 
 

@@ -155,6 +155,24 @@ def test_eta_repeats_with_the_seed() -> None:
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
+    # The largest seed a node takes.
+    assert not torch.equal(run(2**64 - 1), run(1))
+
+
+def test_the_largest_seed_without_eta() -> None:
+    def end(extra_args: dict) -> Tensor:
+        return SOLVERS["euler"](
+            lambda x, sigma, seed: x * 0.5, torch.ones(1, 4), UNEVEN.float(), extra_args, disable=True
+        )
+
+    assert torch.equal(end({"seed": 2**64 - 1}), end({"seed": 1}))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_noise_without_a_seed_leaves_the_global_generator_alone(eta: float) -> None:
+    before = torch.random.get_rng_state()
+    SOLVERS["euler"](lambda x, sigma: x * 0.5, torch.ones(1, 4), UNEVEN.float(), disable=True, eta=eta)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", ["edit", "many"])
