@@ -6,7 +6,6 @@ per picture, width, MLP and text keep the released model's proportions; on a CUD
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ import torch
 from diffusers import OmniGenTransformer2DModel
 from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..dit.omnigen.blocks import torch_attention
 from ..dit.omnigen.cached import CacheUse, cached_velocity
@@ -26,6 +23,7 @@ from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, shared_rows
 from ..dit.omnigen.prompt import image_only_prompt, tag, tokenize_prompt
 from ..dit.omnigen.state_dict import to_official
 from .harness import Table, measure
+from .memory import PeakBytes
 
 TEXT_SCALE, IMAGE_SCALE = 2.5, 1.6
 FULL_WIDTH, FULL_TOKENS = 3072, 4096
@@ -325,43 +323,9 @@ def peak_bytes(side: Callable[[], object]) -> int:
         side()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with LiveBytes() as live:
+    with PeakBytes() as counted:
         side()
-    return live.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    """Sums the tensors that are alive; what a kernel uses inside itself is not seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.current = self.peak = 0
-
-    def __torch_dispatch__(
-        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        """Run the operation; its inputs were there before, its outputs are new unless they are views."""
-        for tensor in tensors_in((args, kwargs)):
-            self.sizes.setdefault(tensor.untyped_storage()._cdata, 0)
-        made = func(*args, **(kwargs or {}))
-        for tensor in tensors_in(made):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.sizes:
-                self.sizes[storage._cdata] = storage.nbytes()
-                self.current += storage.nbytes()
-                self.peak = max(self.peak, self.current)
-                weakref.finalize(storage, self.release, storage._cdata)
-        return made
-
-    def release(self, key: int) -> None:
-        """A storage was freed."""
-        self.current -= self.sizes.pop(key, 0)
-
-
-def tensors_in(tree: object) -> list[Tensor]:
-    """All tensors of nested arguments."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return counted.peak
 
 
 def describe(shape: Shape) -> str:

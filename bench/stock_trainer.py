@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from comfy_extras.nodes_train import TrainLoraNode, TrainSampler
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import comfy.model_management
 
@@ -33,48 +30,13 @@ from ..training.session import Session
 from ..training.step import StepRunner
 from ..training.team import Team
 from .harness import Table, seconds, work_clock
+from .memory import PeakBytes
 from .networks import POOLED_WIDTH, TEXT_WIDTH, random_flux
 
 SIDE, WORDS, RANK, WIDTH = 36, 43, 16, 256
 """324 tokens at width 256 are what 4096 tokens are at width 3072."""
 STEPS, ROUNDS = 6, 4
 SIDES = ("ComfyUI's TrainLoraNode", "trainer, as wide", "trainer, its own targets")
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside the block that live at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        known = {id(s) for s in storages((args, kwargs))}
-        for storage in storages(result):
-            if id(storage) not in known and id(storage) not in self._seen:
-                self.add(storage)
-        return result
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage until it is gone."""
-        key, size = id(storage), storage.nbytes()
-
-        def gone(_: object) -> None:
-            self.live -= size
-            self._seen.pop(key, None)
-
-        self._seen[key] = weakref.ref(storage, gone)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
-def storages(values: Any) -> Iterable[torch.UntypedStorage]:
-    """The storages of all tensors in nested values."""
-    return (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 def peak_bytes(run: Callable[[], object]) -> float:
