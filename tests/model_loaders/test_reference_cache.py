@@ -15,6 +15,7 @@ from torch import Tensor
 pytestmark = pytest.mark.host
 
 ONE, TWO, THREE = reference(6, 8, 5), reference(4, 10, 6), reference(9, 7, 7)
+FOUR = reference(6, 8, 8)
 
 
 @pytest.fixture
@@ -121,44 +122,32 @@ def test_batch_items_have_their_own_reference(model: Any) -> None:
     assert len(store(model).entries) == 3
 
 
-def test_both_branches_of_ksampler_with_different_references(model: Any) -> None:
+@pytest.mark.parametrize(
+    ("other", "words", "together", "written"),
+    [(FOUR, 7, False, 2), (FOUR, 6, True, 2), (ONE, 7, False, 1), (ONE, 6, True, 1)],
+)
+def test_both_branches_of_ksampler(
+    model: Any, other: Tensor, words: int, together: bool, written: int
+) -> None:
+    """References of one size, the same in both branches or not; ComfyUI computes 6 and 7 words apart."""
     import comfy.sample
 
-    def run(target: Any) -> Tensor:
-        positive = tiny_conditioning(0, reference_latents=[ONE, TWO])
-        negative = tiny_conditioning(1, reference_latents=[TWO])
-        noise = torch.randn(1, 16, 8, 12, generator=torch.manual_seed(3))
-        return comfy.sample.sample(
-            target, noise, 4, 2.5, "euler", "simple", positive, negative, torch.zeros(1, 16, 8, 12), seed=3
-        )
-
-    both = cached(model)
-    first = run(both)
-    assert store(model).written == 2
-    # Computing every branch alone, without anything kept, must give the same.
-    store(model).entries.clear()
-    close(run(both), first)
-    assert float((run(model) - first).abs().max()) > 1e-2
-
-
-def test_equal_conditions_in_one_batch_share_the_entries(model: Any) -> None:
-    """Positive and negative of one structure go through the network together."""
-    import comfy.sample
-
-    conds = [tiny_conditioning(prompt, reference_latents=[ONE]) for prompt in (0, 1)]
+    seen: list[tuple[int, int]] = []
+    model.model.diffusion_model.double_blocks[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["img"].shape[:2]), with_kwargs=True
+    )
+    conds = [
+        tiny_conditioning(0, 6, reference_latents=[ONE]),
+        tiny_conditioning(1, words, reference_latents=[other]),
+    ]
     noise = torch.randn(1, 16, 8, 12, generator=torch.manual_seed(3))
-
-    def run(target: Any) -> Tensor:
-        return comfy.sample.sample(target, noise, 3, 2.5, "euler", "simple", *conds, 0 * noise, seed=3)
-
-    together = run(cached(model))
-    alone = [sampled_velocity(model, cond) for cond in conds]
-    assert store(model).written == 1
-    assert alone[0].shape == together.shape
-
-
-def sampled_velocity(model: Any, cond: list) -> Tensor:
-    return sampled(cached(model), cond[0][1]["reference_latents"])
+    out = comfy.sample.sample(cached(model), noise, 1, 2.5, "euler", "simple", *conds, 0 * noise, seed=3)
+    assert seen == [(1, 12)] * written + ([(2, 24)] if together else [(1, 24)] * 2)
+    assert store(model).written == written
+    step, place = torch.tensor([1.0, 0.0]), [(1, 0, 0)]
+    positive = masked_sample(model, [ONE], place, seed=3, sigmas=step)
+    negative = masked_sample(model, [other], place, seed=3, sigmas=step, prompt=1, tokens=words)
+    close(out, negative + 2.5 * (positive - negative))
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "ipndm", "uni_pc"])

@@ -55,17 +55,19 @@ def masked_sample(
     network: Any = None,
     seed: int = 1,
     prompt: int = 0,
+    tokens: int = 6,
     guidance: float = 3.5,
     size: tuple[int, int] = (8, 12),
     batch: int = 1,
+    sigmas: Tensor = SIGMAS,
 ) -> Tensor:
     """The same samples by Euler steps of the masked model without any cache."""
     network = network or model.model.diffusion_model
-    context, extra = tiny_conditioning(prompt)[0]
+    context, extra = tiny_conditioning(prompt, tokens)[0]
     x = torch.randn(batch, 16, *size, generator=torch.manual_seed(seed))
     latents = [model.model.process_latent_in(latent) for latent in references]
     latents = [latent.expand(batch, -1, -1, -1) for latent in latents]
-    for sigma, following in pairwise(SIGMAS):
+    for sigma, following in pairwise(sigmas):
         velocity = masked_velocity(
             network,
             x,
