@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from tests.conftest import HOST, ROOT
 
 pytestmark = pytest.mark.host
+
+INTERFACE = ROOT / "tests" / "interface.json"
+"""Node id -> input names and output types in order, as shared workflows have them. Kept by hand."""
 
 
 def nodes_of_the_pack() -> list:
@@ -62,3 +67,57 @@ def test_the_nodes_are_there_without_the_libraries_of_training() -> None:
 def test_node_ids_are_unique() -> None:
     ids = [node.GET_SCHEMA().node_id for node in nodes_of_the_pack()]
     assert len(ids) == len(set(ids))
+
+
+def interfaces() -> dict[str, dict[str, list[str]]]:
+    """Node id -> its inputs, those a workflow may leave out, and the types of its outputs, in order."""
+    schemas = [node.GET_SCHEMA() for node in nodes_of_the_pack()]
+    return {
+        schema.node_id: {
+            "inputs": [item.id for item in schema.inputs],
+            "optional": [item.id for item in schema.inputs if item.optional],
+            "outputs": [str(item.get_io_type()) for item in schema.outputs],
+        }
+        for schema in schemas
+    }
+
+
+def breaks(frozen: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Why workflows that were shared would not run any more."""
+    found = [f"{node}: not in {INTERFACE.name}; add it there" for node in present if node not in frozen]
+    for node, before in frozen.items():
+        now = present.get(node)
+        if now is None:
+            found.append(f"{node} is gone")
+            continue
+        for kind in ("inputs", "outputs"):
+            if now[kind][: len(before[kind])] != before[kind]:
+                found.append(f"{node}: its {kind} were {before[kind]}, now {now[kind]}; add at the end only")
+        asked = [name for name in now["inputs"] if name not in {*before["inputs"], *now["optional"]}]
+        found += [f"{node}: the new input {name} must be optional" for name in asked]
+    return found
+
+
+def test_the_interface_of_every_node_stays() -> None:
+    found = breaks(json.loads(INTERFACE.read_text()), interfaces())
+    assert not found, "shared workflows depend on ids, input names and the order of outputs:\n" + "\n".join(
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"inputs": ["b", "a"]}, "A: its inputs were"),
+        ({"inputs": ["a"]}, "A: its inputs were"),
+        ({"inputs": ["a", "new", "b"], "optional": ["new"]}, "A: its inputs were"),
+        ({"inputs": ["a", "b", "new"]}, "A: the new input new must be optional"),
+        ({"outputs": ["MASK", "IMAGE"]}, "A: its outputs were"),
+        ({"inputs": ["a", "b", "new"], "optional": ["new"], "outputs": ["IMAGE", "MASK", "INT"]}, None),
+    ],
+)
+def test_what_would_break_a_workflow(change: dict[str, list[str]], complaint: str | None) -> None:
+    node = {"inputs": ["a", "b"], "outputs": ["IMAGE", "MASK"]}
+    found = breaks({"A": node}, {"A": {**node, "optional": [], **change}})
+    assert [line[: len(complaint or "")] for line in found] == ([complaint] if complaint else [])
+    assert breaks({"A": node}, {}) == ["A is gone"]
