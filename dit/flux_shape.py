@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 PATCH = 2
 MLP_RATIO = 4
-THETA = 10000
 
 # One weight per property, in Black Forest Labs' layout and in diffusers' layout.
 NAMES = {

@@ -18,7 +18,6 @@ NEGATIVE_PROMPT = (
     "bad proportions, extra limbs, cloned face, disfigured, gross proportions, malformed limbs, "
     "missing arms, missing legs, extra arms, extra legs, fused fingers, too many fingers."
 )
-MAX_IMAGES = 5
 UNCONDITIONAL_PROMPT = "<cfg>"
 """What training puts in place of a dropped instruction; sampling uses the negative prompt instead."""
 FEW_SHOT_HEAD = "According to the following examples, generate an output for the input.\n"

@@ -20,7 +20,6 @@ OFFICIAL_TO_DIFFUSERS = {
     "final_layer.linear.": "proj_out.",
     "llm.": "",
 }
-FUSED = re.compile(r"(.*self_attn\.)qkv_proj\.(.*)")
 SPLIT = re.compile(r"(.*self_attn\.)to_([qkv])\.(.*)")
 OUTPUT = (".self_attn.o_proj.", ".self_attn.to_out.0.")
 
@@ -66,18 +65,3 @@ def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"{fused}: the file has no to_{missing[0]}; is a shard missing?")
         official[fused] = torch.cat([tensors["q"], tensors["k"], tensors["v"]])
     return official
-
-
-def to_diffusers(weights: Mapping[str, Tensor], num_heads: int, num_kv_heads: int) -> dict[str, Tensor]:
-    """Official tensors under diffusers' names, the fused qkv cut by heads; nothing is rounded."""
-    diffusers = {}
-    for name, tensor in weights.items():
-        match = FUSED.match(name)
-        if not match:
-            diffusers[diffusers_name(name)] = tensor
-            continue
-        head = tensor.shape[0] // (num_heads + 2 * num_kv_heads)
-        sizes = [num_heads * head, num_kv_heads * head, num_kv_heads * head]
-        for part, piece in zip("qkv", tensor.split(sizes), strict=True):
-            diffusers[f"{match[1].removeprefix('llm.')}to_{part}.{match[2]}"] = piece.contiguous()
-    return diffusers

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..dataset import EditDataset
 from ..synthesis.config import SynthesisConfig
 from ..synthesis.plan import Plan
 from ..synthesis.samples import Sample, Synthesizer
@@ -86,19 +85,3 @@ def held_out_cases(
                 synthesizer=synthesizer,
             )
         index += 1
-
-
-def shared_with(cases: list[Case], dataset: EditDataset) -> list[str]:
-    """Ids of training samples that show the scenes of a case; empty for a dataset of the `train` split.
-
-    Raises ValueError for a dataset without scene descriptions.
-    """
-    keys = {scene_key(case.sample.scene) for case in cases}
-    found = []
-    for index in range(len(dataset)):
-        record = dataset.record(index)
-        if record.scene is None:
-            raise ValueError(f"sample {record.id} of {dataset.folder} has no scene description to compare.")
-        if scene_key(record.scene) in keys:
-            found.append(record.id)
-    return found

@@ -47,12 +47,6 @@ OTHER_WORDS = """
 """What naming, captions and drag words add to the tables; a test holds this list against drawn samples."""
 
 
-def plain_words(text: str) -> list[str]:
-    """The words and numbers of a text as the tokenizer splits it."""
-    short = re.sub(DROPPED_DIGITS, "", text.lower())
-    return re.findall(PIECES, re.sub(DROPPED_MARKS, " ", short).replace(" ", "\n"))
-
-
 def pipeline_words() -> list[str]:
     """Every word of the pipeline's tables, sorted."""
     texts: list[str] = [OTHER_WORDS, *ORDINALS, *POLITE, *SHAPES, *TEXTURES]

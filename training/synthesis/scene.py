@@ -109,29 +109,6 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def object_from_json(data: dict[str, Any]) -> SceneObject:
-    """The object that `to_json` wrote."""
-    values: dict[str, Any] = {**data, "sprite": Sprite(**data["sprite"])}
-    return SceneObject(**values)
-
-
-def scene_from_json(data: dict[str, Any]) -> Scene:
-    """The scene that `to_json` wrote."""
-    background: dict[str, Any] = dict(data["background"])
-    background["colours"] = tuple(background["colours"])
-    background["crop"] = tuple(background["crop"])
-    marks: list[dict[str, Any]] = [dict(mark) for mark in data["marks"]]
-    for mark in marks:
-        mark["area"] = None if mark["area"] is None else tuple(mark["area"])
-    style: dict[str, Any] = {**data["style"], "light": tuple(data["style"]["light"])}
-    return Scene(
-        background=Background(**background),
-        objects=tuple(object_from_json(item) for item in data["objects"]),
-        marks=tuple(Mark(**mark) for mark in marks),
-        style=Style(**style),
-    )
-
-
 def description(scene: Scene | None, digits: int = 3) -> str:
     """A canonical text of what a scene shows, for finding equal scenes; positions rounded to `digits`."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from drag_reading import fit_motion, parse_drag_prompt
 from pack.dit.dreamomni.drag import (
     VERBS,
     DragOperation,
     drag_prompt,
-    fit_motion,
     moved_points,
-    parse_drag_prompt,
     rotated_points,
     scaled_points,
 )

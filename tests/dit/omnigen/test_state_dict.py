@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import pytest
 import torch
 from pack.dit.omnigen.network import OmniGenNetwork
-from pack.dit.omnigen.state_dict import is_diffusers, to_diffusers, to_official
+from pack.dit.omnigen.state_dict import diffusers_name, is_diffusers, to_official
 from tiny_omnigen import diffusers_model, tiny_config
+from torch import Tensor
+
+FUSED = re.compile(r"(.*self_attn\.)qkv_proj\.(.*)")
+
+
+def to_diffusers(weights: Mapping[str, Tensor], num_heads: int, num_kv_heads: int) -> dict[str, Tensor]:
+    """Official tensors under diffusers' names, the fused qkv cut by heads; nothing is rounded."""
+    diffusers = {}
+    for name, tensor in weights.items():
+        match = FUSED.match(name)
+        if not match:
+            diffusers[diffusers_name(name)] = tensor
+            continue
+        head = tensor.shape[0] // (num_heads + 2 * num_kv_heads)
+        sizes = [num_heads * head, num_kv_heads * head, num_kv_heads * head]
+        for part, piece in zip("qkv", tensor.split(sizes), strict=True):
+            diffusers[f"{match[1].removeprefix('llm.')}to_{part}.{match[2]}"] = piece.contiguous()
+    return diffusers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])

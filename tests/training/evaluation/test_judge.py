@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pack.training.dataset import open_dataset
+from pack.training.dataset import EditDataset, open_dataset
 from pack.training.evaluation.baselines import copy_source, random_object
-from pack.training.evaluation.cases import Case, group_of, held_out_cases, shared_with
+from pack.training.evaluation.cases import Case, group_of, held_out_cases
 from pack.training.evaluation.readout import Reader
 from pack.training.evaluation.report import Rate, markdown_table, rate, rule_table, select
 from pack.training.evaluation.rules import Judge, Limits, absolute_error, changed_pixels, psnr, worst_quadrant
@@ -187,6 +187,13 @@ def test_wilson_intervals_against_published_values() -> None:
         assert found == pytest.approx((low, high), abs=5e-5)
     assert str(Rate(successes=3, count=4)) == "75 % (30-95)"
     assert str(Rate(successes=0, count=0)) == "-"
+
+
+def shared_with(asked: list[Case], dataset: EditDataset) -> list[str]:
+    """Ids of training samples that show the scenes of a case."""
+    keys = {scene_key(case.sample.scene) for case in asked}
+    records = [dataset.record(index) for index in range(len(dataset))]
+    return [record.id for record in records if scene_key(record.scene or {}) in keys]
 
 
 def test_held_out_scenes_are_never_trained_on(tmp_path: Path) -> None:

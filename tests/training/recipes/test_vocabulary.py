@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pack.training.recipes.vocabulary import (
     CONTINUED,
+    DROPPED_DIGITS,
+    DROPPED_MARKS,
+    PIECES,
     SPECIAL,
     UNKNOWN,
     build_tokenizer,
     pipeline_words,
-    plain_words,
 )
 from pack.training.synthesis.config import TASK_WEIGHTS, SynthesisConfig, recipe_for
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.synthesis.templates import TEMPLATES
+
+
+def plain_words(text: str) -> list[str]:
+    """The words and numbers of a text as the tokenizer splits it."""
+    short = re.sub(DROPPED_DIGITS, "", text.lower())
+    return re.findall(PIECES, re.sub(DROPPED_MARKS, " ", short).replace(" ", "\n"))
 
 
 @pytest.fixture(scope="module")

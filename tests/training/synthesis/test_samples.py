@@ -11,19 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pack.dit.dreamomni.drag import fit_motion, parse_drag_prompt
+from drag_reading import fit_motion, parse_drag_prompt
+from grammar import grammar_faults
 from pack.training.synthesis.config import ASKED_WEIGHTS, TASK_WEIGHTS, SynthesisConfig, recipe_for
 from pack.training.synthesis.edges import canny
 from pack.training.synthesis.naming import background_phrase, place_of, ways_to_name
 from pack.training.synthesis.palette import BACKGROUNDS, COLOURS, MARK_COLOURS, MIN_CONTRAST, distance
 from pack.training.synthesis.render import Renderer
 from pack.training.synthesis.samples import Sample, Synthesizer
-from pack.training.synthesis.scene import Background, Scene, SceneObject, Sprite, scene_from_json
+from pack.training.synthesis.scene import Background, Scene, SceneObject, Sprite
 from pack.training.synthesis.shapes import SHAPES
 from pack.training.synthesis.tasks import TASKS
-from pack.training.synthesis.words import grammar_faults
 from pack.training.synthesis.workshop import circle_gap
 from PIL import Image, ImageFilter
+from scenes_from_json import scene_from_json
 
 MARKED = ("inpaint", "outpaint", "segment", "detect")
 REFERENCED = ("reference_add", "reference_replace", "reference_attribute")

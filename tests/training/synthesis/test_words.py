@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from grammar import grammar_faults
 from pack.training.synthesis.dice import Dice
 from pack.training.synthesis.scene import SceneObject, Sprite
 from pack.training.synthesis.stickers import clean_noun, words_of_name
@@ -10,7 +11,6 @@ from pack.training.synthesis.tasks.generate import relative_words
 from pack.training.synthesis.templates import COMMANDS, TEMPLATES
 from pack.training.synthesis.words import (
     article,
-    grammar_faults,
     join_list,
     plural,
     sentence,
