@@ -46,23 +46,45 @@ def chosen_device(name: str, rank: int) -> torch.device:
 
 
 class Talk:
-    """Events to the diary on disk and, line by line, to whoever started the process."""
+    """Events to the diary on disk and, line by line, to whoever started the process.
+
+    A full disk or a listener who is gone costs events and never the run: a checkpoint is worth more.
+    """
 
     def __init__(self, folder: Path, leads: bool) -> None:
         self._file = MetricsFile(folder) if leads else None
+        self._disk_failed = False
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Send one event with the time of day."""
-        if self._file is not None:
-            timed = {**event, "time": round(time.time(), 3)}
-            self._file.append(timed)
+        if self._file is None:
+            return
+        timed = {**event, "time": round(time.time(), 3)}
+        self._keep(self._file, timed)
+        try:
             sys.stdout.write(json.dumps(finite_numbers(timed)) + "\n")
             sys.stdout.flush()
+        except OSError:  # ComfyUI died: its heartbeat, which grows old, ends the run with a checkpoint
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (libraries print too, until the process ends)
+
+    def _keep(self, diary: MetricsFile, event: dict[str, Any]) -> None:
+        try:
+            diary.append(event)
+        except OSError as error:
+            if not self._disk_failed:
+                log.warning("the diary cannot be written, the run goes on without it: %s", error)
+            self._disk_failed = True
+        else:
+            self._disk_failed = False
 
     def close(self) -> None:
         """Close the diary."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
+        except OSError as error:  # what a full disk still holds back
+            log.warning("the end of the diary is lost: %s", error)
 
 
 def cancel_watch(folder: Path, watch_parent: bool) -> Callable[[], bool]:
