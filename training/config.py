@@ -218,7 +218,7 @@ class RunConfig:
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
     reference_resolution: int = 0
-    """Area side of the references; 0 follows the stage's resolution."""
+    """Largest area side of the references; 0 follows the stage's resolution, which they never exceed."""
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """None trains every weight of the network."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -240,6 +240,10 @@ class RunConfig:
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def reference_side(self, resolution: int) -> int:
+        """Area side, in pixels, of the references beside targets of `resolution`."""
+        return min(resolution, self.reference_resolution or resolution)
 
     def stage_at(self, step: int) -> tuple[int, StageConfig]:
         """(index, stage) that optimizer step `step` (from 0) belongs to; the last stage beyond the end."""

@@ -161,7 +161,7 @@ class Encoding:
         """(target size, size of the source and of each reference), each picture in its own bucket."""
         multiple = self.plan.size_multiple
         target = bucket_size(*sample.target.size, self.resolution, multiple)
-        side = self.config.reference_resolution or self.resolution
+        side = self.config.reference_side(self.resolution)
         pictures = [*([sample.source] if sample.source else []), *sample.references]
         sizes = [bucket_size(*picture.size, side, multiple) for picture in pictures]
         if sample.source is not None and self.plan.source_follows_target:

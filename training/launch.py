@@ -18,12 +18,14 @@ from typing import IO, Any
 
 from .checkpoint import checkpoint_steps
 from .config import RunConfig
+from .encode import read_manifest
+from .families import load_family
 from .ladder import laddered, remember_rung
 from .memory import next_rung
 from .metrics import MetricsFile
 from .process import EXIT_OUT_OF_MEMORY, chosen_device
 from .run_file import CANCEL, HEARTBEAT, LOG, MEMORY_RAN_OUT, RunFile
-from .trainer import CHECKPOINTS
+from .trainer import CHECKPOINTS, RunFolder
 
 WORKER = Path(__file__).with_name("worker.py")
 IDLE_SECONDS = 0.5
@@ -205,6 +207,15 @@ def run_once(
         return worker.wait()
 
 
+def has_references(run: RunFile, config: RunConfig, folder: Path) -> bool:
+    """Whether any encoded sample has a picture whose size `config.reference_resolution` may decide."""
+    manifest = RunFolder(folder=folder, cache=Path(run.cache)).manifest(config.stages[-1].resolution)
+    if not manifest.is_file():  # drawn while training, at sizes of their own
+        return False
+    follows = load_family(config.family).encode_plan(config).source_follows_target
+    return any(len(entry.references) > (follows and entry.has_source) for entry in read_manifest(manifest))
+
+
 def ladder_event(folder: Path, restart: int, gave_up: str) -> dict[str, Any]:
     """What memory was given up, at the step from which the run goes on."""
     step = (checkpoint_steps(folder / CHECKPOINTS) or [0])[-1]
@@ -249,7 +260,8 @@ def run_with_ladder(
             return config
         # A launcher of several processes has an exit code of its own; any of them may have run out.
         ran_out = code == EXIT_OUT_OF_MEMORY or (folder / MEMORY_RAN_OUT).is_file()
-        rung = next_rung(config) if ran_out and attempt < MAX_RESTARTS else None
+        goes_on = ran_out and attempt < MAX_RESTARTS
+        rung = next_rung(config, has_references(run, config, folder)) if goes_on else None
         if rung is None:
             words = spoken[-1] if spoken else crash_words(code, folder)
             raise TrainingError(f"{words}\n\nEnd of {folder / LOG}:\n{log_tail(folder)}")

@@ -118,10 +118,11 @@ def smaller(resolution: int) -> int:
     return max(step, int(resolution * SHRINK) // step * step)
 
 
-def next_rung(config: RunConfig) -> tuple[RunConfig, str] | None:
+def next_rung(config: RunConfig, has_references: bool = True) -> tuple[RunConfig, str] | None:
     """The run with one more thing given up and what that is; None when nothing is left.
 
     Order: recompute, activations to host memory, base to host memory, smaller references, smaller targets.
+    Without `has_references` no picture has a size of its own, and smaller references would free nothing.
     """
     memory = config.memory
     for name, words in (
@@ -131,9 +132,8 @@ def next_rung(config: RunConfig) -> tuple[RunConfig, str] | None:
     ):
         if not getattr(memory, name) and not (name == "stream_base" and unstreamable(config)):
             return dataclasses.replace(config, memory=dataclasses.replace(memory, **{name: True})), words
-    references = config.reference_resolution or max(stage.resolution for stage in config.stages)
-    if smaller(references) >= SMALLEST_RESOLUTION and config.reference_resolution != smaller(references):
-        chosen = smaller(references)
+    chosen = smaller(max(config.reference_side(stage.resolution) for stage in config.stages))
+    if has_references and chosen >= SMALLEST_RESOLUTION:
         return dataclasses.replace(config, reference_resolution=chosen), f"references shrink to {chosen} px"
     sizes = [smaller(stage.resolution) for stage in config.stages]
     if min(sizes) < SMALLEST_RESOLUTION:

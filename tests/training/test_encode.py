@@ -13,6 +13,7 @@ from pack.training.cache import TensorCache, picture_key, prompt_key
 from pack.training.config import ObjectiveConfig, RunConfig, StageConfig, ValidationConfig
 from pack.training.dataset import open_dataset
 from pack.training.encode import Encoding, bucket_size, encode_dataset, mask_of, read_manifest
+from pack.training.families import load_family
 from pack.training.families.base import EncodePlan
 from pack.training.samples import StepOrder, drawn_variant, split_held_out
 from pack.training.timesteps import slot_generator
@@ -101,6 +102,22 @@ def test_pictures_keep_their_own_buckets(tmp_path: Path) -> None:
     target, source, reference = entry.shapes
     assert target == source == [4, 6, 10]
     assert reference == [4, 12, 6]
+
+
+@pytest.mark.parametrize("family", ["kontext", "omnigen"])
+def test_an_edits_source_has_the_targets_size_however_small_references_are(
+    tmp_path: Path, family: str
+) -> None:
+    sample = open_dataset(dataset_folder(tmp_path))[0]
+    plan = load_family(family).encode_plan(RunConfig(name="x", family=family))
+    target, sizes = encoding(tmp_path, plan, reference_resolution=32).sizes(sample)
+    assert target == (80, 48)
+    assert sizes == [(80, 48), (16, 48)]
+
+
+def test_references_are_no_larger_than_targets(tmp_path: Path) -> None:
+    sample = open_dataset(dataset_folder(tmp_path))[0]
+    assert encoding(tmp_path, reference_resolution=512).sizes(sample) == encoding(tmp_path).sizes(sample)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ from pack.training.config import (
     StageConfig,
     ValidationConfig,
 )
-from pack.training.encode import SampleEntry
+from pack.training.encode import SampleEntry, read_manifest
 from pack.training.files import write_text
 from pack.training.ladder import laddered
-from pack.training.launch import TrainingError, Worker, run_once, run_with_ladder
+from pack.training.launch import TrainingError, run_once, run_with_ladder
 from pack.training.memory import next_rung
 from pack.training.metrics import read_metrics
 from pack.training.process import EXIT_OUT_OF_MEMORY, chosen_device
@@ -82,18 +82,22 @@ def in_this_process(run: RunFile, folder: Path, heard, processes: int) -> int:
     return process.main(folder)
 
 
+class Stop(Exception):
+    """As ComfyUI raises it where a node asks whether it was cancelled."""
+
+
 def test_the_process_trains_tells_is_cancelled_and_continues(
     tmp_path: Path,
 ) -> None:
     run, folder, heard = kontext_run(tmp_path, steps=100_000), tmp_path / "run", []
-    run.write(folder)
-    with Worker(folder) as worker:
-        for event in worker.events():
-            heard.append(event)
-            if event and event["event"] == "step" and event["step"] >= 3:
-                break
-        worker.cancel()
-        assert worker.wait() == 0
+
+    def listen(event: dict[str, Any] | None) -> None:
+        heard.append(event)
+        if event and event["event"] == "step" and event["step"] >= 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_once(run, folder, listen)
     kinds = [event["event"] for event in heard if event]
     assert kinds[:3] == ["plan", "started", "stage"]
     assert "memory plan (estimate)" in heard[[e and e["event"] for e in heard].index("plan")]["text"]
@@ -212,6 +216,44 @@ def test_the_ladder_goes_from_recomputing_to_smaller_targets() -> None:
         "targets shrink to 256 px",
     ]
     assert config.reference_resolution == 256
+
+
+@pytest.mark.parametrize(
+    ("has_source", "rungs"),
+    [
+        (True, ["targets shrink to 384 px", "targets shrink to 256 px"]),
+        (False, ["references shrink to 384 px", "references shrink to 256 px", "targets shrink to 384 px"]),
+    ],
+)
+def test_nothing_is_tried_that_frees_nothing(tmp_path: Path, has_source: bool, rungs: list[str]) -> None:
+    run, folder = kontext_run(tmp_path, steps=2, resolution=512), tmp_path / "run"
+    memory = dataclasses.replace(run.config.memory, offload_activations=True, stream_base=True)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, memory=memory))
+    place = RunFolder(folder=folder, cache=Path(run.cache))
+    entries = [dataclasses.replace(e, has_source=has_source) for e in read_manifest(place.manifest(32))]
+    lines = "".join(json.dumps(dataclasses.asdict(entry)) + "\n" for entry in entries)
+
+    def encode(config: RunConfig) -> None:
+        write_text(place.manifest(config.stages[0].resolution), lines)
+
+    def starving(run_file: RunFile, folder: Path, heard: Any, processes: int) -> int:
+        return EXIT_OUT_OF_MEMORY
+
+    with pytest.raises(TrainingError):
+        run_with_ladder(run, folder, encode=encode, heard=lambda event: None, start=starving)
+    said = [event["message"] for event in read_metrics(folder) if event["event"] == "ladder"]
+    assert said == [f"out of memory: {rung}" for rung in rungs]
+
+
+def test_references_never_outgrow_the_targets_of_an_early_stage() -> None:
+    stages = (StageConfig(resolution=256), StageConfig(resolution=1024))
+    memory = MemoryConfig(offload_activations=True, stream_base=True)
+    config = RunConfig(name="x", family="kontext", stages=stages, memory=memory)
+    rung = next_rung(config)
+    assert rung is not None and rung[1] == "references shrink to 768 px"
+    assert [rung[0].reference_side(stage.resolution) for stage in stages] == [256, 768]
+    wide = dataclasses.replace(config, stages=stages[:1], reference_resolution=512)
+    assert next_rung(wide) is None, "at 256 px already"
 
 
 def test_no_cuda_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

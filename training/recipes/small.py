@@ -192,9 +192,10 @@ class SmallRecipe:
     def __post_init__(self) -> None:
         if self.side < 32 or self.side % 8:
             raise ValueError(f"side must be a multiple of 8 and at least 32, got {self.side}")
-        if self.reference_side < 16 or self.reference_side % 8:
+        if not 16 <= self.reference_side <= self.side or self.reference_side % 8:
             raise ValueError(
-                f"reference_side must be a multiple of 8 and at least 16, got {self.reference_side}"
+                f"reference_side must be a multiple of 8 from 16 to side, which is {self.side}, got "
+                f"{self.reference_side}"
             )
         for name in (
             "steps",
