@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .config import RunConfig
@@ -142,6 +143,13 @@ def next_rung(config: RunConfig, has_references: bool = True) -> tuple[RunConfig
         dataclasses.replace(stage, resolution=size) for stage, size in zip(config.stages, sizes, strict=True)
     )
     return dataclasses.replace(config, stages=stages), f"targets shrink to {', '.join(map(str, sizes))} px"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had no memory left: CUDA's libraries and calls say so in errors of other classes."""
+    words = str(error)
+    spoken = "out of memory" in words.lower() or "ALLOC_FAILED" in words
+    return spoken or isinstance(error, torch.OutOfMemoryError)
 
 
 def unstreamable(config: RunConfig) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .families import load_family
-from .memory import measured_plan
+from .memory import is_out_of_memory, measured_plan
 from .metrics import MetricsFile, finite_numbers
 from .run_file import CANCEL, HEARTBEAT, MEMORY_RAN_OUT, RunFile, read_run_file, run_lock
 from .session import Session
@@ -119,7 +119,9 @@ def train(folder: Path, run: RunFile, team: Team, talk: Talk) -> int:
     except DivergedError as error:
         talk({"event": "error", "step": step_of(session), "message": str(error)})
         return EXIT_DIVERGED
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         (folder / MEMORY_RAN_OUT).touch()
         talk({"event": "out_of_memory", "step": step_of(session), "message": str(error)[:500]})
         return EXIT_OUT_OF_MEMORY

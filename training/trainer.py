@@ -21,6 +21,7 @@ from .encode import SampleEntry, read_manifest
 from .export import export, remove_export
 from .files import write_tensors
 from .ladder import laddered
+from .memory import is_out_of_memory
 from .monitor import BestValue
 from .samples import SampleStore, split_held_out
 from .session import Session
@@ -93,7 +94,7 @@ class Trainer:
     def run(self) -> str:
         """Train to the end; `finished`, `cancelled` or `stopped` (patience ran out).
 
-        Raises DivergedError (rewound) and torch.OutOfMemoryError (a checkpoint is written).
+        Raises DivergedError (rewound), and RuntimeError when memory ran out (a checkpoint is written).
         """
         session, config = self.session, self.session.config
         self.resume()
@@ -113,9 +114,11 @@ class Trainer:
         except StoppedError:
             session.optimizer.zero_grad(set_to_none=True)
             outcome = "cancelled"
-        except torch.OutOfMemoryError:
-            session.optimizer.zero_grad(set_to_none=True)
-            self.save(together=False, ended_early=True)  # the others wait for a gradient that will not come
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                session.optimizer.zero_grad(set_to_none=True)
+                # The others wait for a gradient that will not come.
+                self.save(together=False, ended_early=True)
             raise
         finally:
             self.close()

@@ -176,7 +176,8 @@ def test_memory_may_run_out_while_loading_and_in_any_process(
     run, folder, codes = kontext_run(tmp_path, steps=1), tmp_path / "run", []
 
     def no_room(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("no room for the base")
+        kind = torch.OutOfMemoryError if how == "while loading" else RuntimeError
+        raise kind("CUDA error: out of memory")
 
     def start(run_file: RunFile, folder: Path, heard: Any, processes: int) -> int:
         (folder / "memory-ran-out").unlink(missing_ok=True)  # as a new Worker does
@@ -191,7 +192,7 @@ def test_memory_may_run_out_while_loading_and_in_any_process(
     assert codes == [EXIT_OUT_OF_MEMORY, 0]
     assert config.memory.offload_activations
     assert [e["message"] for e in read_metrics(folder) if e["event"] == "out_of_memory"] == [
-        "no room for the base"
+        "CUDA error: out of memory"
     ]
 
 

@@ -228,21 +228,45 @@ def test_a_loss_that_grows_fourfold_is_a_divergence() -> None:
     assert "4 x its lowest" in monitor.diverged()
 
 
-def test_out_of_memory_leaves_a_checkpoint_and_the_step_undone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["PyTorch's", "the driver's", "the library's"],
+)
+def test_out_of_memory_leaves_a_checkpoint_and_the_step_undone(
+    tmp_path: Path, shortage: RuntimeError
+) -> None:
     place = toy_place(tmp_path)
     trainer, _ = toy_trainer(toy_config(), place)
     real = trainer.session.family.loss
 
     def starving(*arguments):
         if trainer.session.step == 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(*arguments)
 
     trainer.session.family.loss = starving
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(shortage)):
         trainer.run()
     assert checkpoint_steps(place.checkpoints)[-1] == 5
     assert all(parameter.grad is None for parameter in trainer.session.trainable.values())
+
+
+def test_another_error_is_no_lack_of_memory(tmp_path: Path) -> None:
+    place = toy_place(tmp_path)
+    trainer, _ = toy_trainer(toy_config(), place)
+
+    def broken(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    trainer.session.family.loss = broken
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        trainer.run()
+    assert checkpoint_steps(place.checkpoints) == []
 
 
 def test_pictures_are_drawn_and_a_failing_one_does_not_end_the_run(tmp_path: Path) -> None:
