@@ -158,10 +158,9 @@ class Trainer:
             runner = StepRunner(session, store, training, index, self.team, self.stop_here)
             self.fingerprint = dataset_fingerprint(store.entries)
             self._opened = (index, store, runner, held_out)
-            if session.best_stage != index:  # losses of another resolution are no measure
-                session.best, session.best_stage = BestValue(), index
-                if self.team.leads:
-                    remove_export(self.place.folder / EXPORTS, "best")
+            if session.best_stage != index:
+                session.best_stage = index
+                self.forget_best()
             self.emit(
                 {
                     "event": "stage",
@@ -173,6 +172,12 @@ class Trainer:
                 }
             )
         return *self._opened[1:], session.step - before
+
+    def forget_best(self) -> None:
+        """Begin anew to look for the best weights: losses of pictures of another size are no measure."""
+        self.session.best = BestValue()
+        if self.team.leads:
+            remove_export(self.place.folder / EXPORTS, "best")
 
     def stop_here(self) -> None:
         """Raise StoppedError when a run of one process is cancelled; several look between steps together."""
@@ -307,11 +312,15 @@ class Trainer:
         self.team.wait()
         if self.team.leads:
             put_aside_damaged(self.place.checkpoints, newer_than=state.step)
-        old = laddered(from_json(RunConfig, state.data["config"]), self.place.folder)
-        require_resumable(old, self.session.config, state.data.get("base_hashes", {}))
+        saved = from_json(RunConfig, state.data["config"])
+        require_resumable(
+            laddered(saved, self.place.folder), self.session.config, state.data.get("base_hashes", {})
+        )
         self.fingerprint = self.last_fingerprint(state.step)
         self.require_same_material(state.data)
         self.session.restore(state)
+        if not same_sizes(saved, self.session):
+            self.forget_best()
 
     def last_fingerprint(self, step: int) -> str:
         """The fingerprint of the samples that step `step` was made with, as they are now."""
@@ -333,6 +342,15 @@ class Trainer:
                 f"{' and '.join(changed)} changed since run {self.session.config.name!r} was started. Put "
                 "back what it was to continue the run, or give a new run name to start afresh."
             )
+
+
+def same_sizes(saved: RunConfig, session: Session) -> bool:
+    """Whether the stage of the best loss has pictures of the size it had when `saved` was the config."""
+    sides = []
+    for config in (saved, session.config):
+        resolution = config.stages[session.best_stage].resolution
+        sides.append((resolution, config.reference_side(resolution)))
+    return sides[0] == sides[1]
 
 
 def require_resumable(old: RunConfig, new: RunConfig, hashed: Collection[str] = ()) -> list[str]:

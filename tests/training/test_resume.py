@@ -8,16 +8,18 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pack.training.checkpoint import checkpoint_steps
-from pack.training.config import AdapterConfig, OutputConfig, StageConfig, ValidationConfig
+from pack.training.config import AdapterConfig, MemoryConfig, OutputConfig, StageConfig, ValidationConfig
 from pack.training.encode import read_manifest
 from pack.training.files import whole_folder, write_tensors, write_text
 from pack.training.ladder import laddered, remember_rung
 from pack.training.memory import next_rung
 from pack.training.metrics import MetricsFile
+from pack.training.monitor import BestValue
 from pack.training.presets import Overrides, lora_run
 from pack.training.report import run_summary
 from pack.training.samples import split_held_out
@@ -132,6 +134,34 @@ def test_the_best_weights_are_those_of_the_last_stage(tmp_path: Path) -> None:
     assert later.run() == "finished"
     assert later.session.best_stage == 2 and later.session.best.value != -1.0
     assert exported.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [
+        ({"stages": wide_stages(384, steps=6)}, False),
+        ({"reference_resolution": 256}, False),
+        ({"reference_resolution": 1024}, True),
+        ({"memory": MemoryConfig(precision="fp32", offload_activations=True)}, True),
+    ],
+    ids=["targets", "references", "references that follow", "memory"],
+)
+def test_the_best_weights_of_larger_pictures_are_forgotten(
+    tmp_path: Path, changes: dict[str, Any], is_kept: bool
+) -> None:
+    validation = ValidationConfig(fraction=0.25, every=2, smallest_split=2)
+    config = toy_config(stages=wide_stages(512, steps=6), validation=validation)
+    place = toy_place(tmp_path, resolutions=(512, 384))
+    exported = place.folder / "exports" / "best.safetensors"
+    first, _ = toy_trainer(config, place, stop_at=3)
+    assert first.run() == "cancelled"
+    assert first.session.best.step == 2 and exported.is_file()
+    smaller = dataclasses.replace(config, **changes)
+    remember_rung(place.folder, smaller, "something shrank")
+    again, _ = toy_trainer(laddered(smaller, place.folder), place, stop_at=3)
+    assert again.run() == "cancelled"
+    assert again.session.best == (first.session.best if is_kept else BestValue())
+    assert exported.is_file() == is_kept
 
 
 def test_the_same_targets_are_held_out_at_every_resolution(tmp_path: Path) -> None:
