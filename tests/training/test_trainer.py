@@ -276,13 +276,14 @@ def test_pictures_are_drawn_and_a_failing_one_does_not_end_the_run(tmp_path: Pat
     real, calls = trainer.session.family.sample, []
 
     def failing_later(*arguments):
-        calls.append(1)
+        calls.append(arguments[1].conditions["guidance"])
         if len(calls) > 4:
             raise RuntimeError("no picture today")
         return real(*arguments)
 
     trainer.session.family.sample = failing_later
     assert trainer.run() == "finished"
+    assert set(calls) == {output.sample_guidance} != {trainer.session.config.objective.guidance}
     kinds = [event["event"] for event in events]
     assert kinds.count("samples") == 2
     assert kinds.count("sample_failed") == 1
