@@ -221,6 +221,8 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     assert few.easy_count == 4
     with pytest.raises(ValueError, match="side must be a multiple of 8 and at least 32, got 30"):
         SmallRecipe(side=30)
+    with pytest.raises(ValueError, match="multiple of 8 from 16 to side, which is 32, got 40"):
+        SmallRecipe(side=32, reference_side=40)
     with pytest.raises(ValueError, match="edit_steps must be at least 1, got 0"):
         SmallRecipe(edit_steps=0)
 
