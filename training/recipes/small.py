@@ -101,6 +101,25 @@ HARD_TASKS: Weighted = (
     ("reference_generation", 0.6),
 )
 """The mix of the third: mostly what the judge still found wrong."""
+LATE_TASKS: Weighted = (
+    ("text_to_image", 1.5),
+    ("add", 0.5),
+    ("remove", 0.4),
+    ("replace", 1.2),
+    ("recolour", 0.6),
+    ("retexture", 1.8),
+    ("move", 2.5),
+    ("scale", 2.5),
+    ("rotate", 6.0),
+    ("inpaint", 0.4),
+    ("segment", 0.4),
+    ("detect", 4.0),
+    ("reference_add", 3.0),
+    ("reference_replace", 5.5),
+    ("reference_attribute", 5.5),
+    ("reference_generation", 0.4),
+)
+"""The mix of the fourth: more still of turning, boxes and what is borrowed from references."""
 EASY_TASKS: Weighted = (
     ("add", 1.0),
     ("remove", 1.0),
@@ -150,6 +169,7 @@ class SmallRecipe:
         Refinement(steps=4_500, tasks=REFINE_TASKS),
         Refinement(steps=3_400, tasks=JOINT_TASKS),
         Refinement(steps=3_700, tasks=HARD_TASKS, single_share=0.2),
+        Refinement(steps=4_200, tasks=LATE_TASKS, single_share=0.2),
     )
     """Further runs, each on the network that the one before it left."""
     warmup_steps: int = 100
