@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_TOPICS = {"__init__", "run", "harness", "networks", "evaluate", "stock_trainer", "ablate"}
+NOT_TOPICS = {"__init__", "run", "harness", "networks", "memory", "evaluate", "stock_trainer", "ablate"}
 
 
 def topics() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pack.bench.harness import Table, as_text, compare, save
+from pack.bench.run import ROOT, topics
 
 
 def test_sides_alternate_and_ratios_are_against_the_first() -> None:
@@ -51,3 +52,9 @@ def test_a_table_is_printed_and_saved_with_its_environment(tmp_path: Path) -> No
 def test_malformed_tables_are_refused(rows: tuple, chart: tuple | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Table("bad", ("side", "value"), rows, chart=chart)
+
+
+def test_every_topic_offered_has_tables() -> None:
+    assert topics()
+    for topic in topics():
+        assert "\ndef tables(" in (ROOT / "bench" / f"{topic}.py").read_text(encoding="utf-8"), topic
