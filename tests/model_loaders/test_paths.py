@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -98,14 +99,16 @@ def test_folders_named_in_the_hosts_own_file_are_searched(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pack.model_loaders.paths import model_folder, register_folders
-    from utils.extra_config import load_extra_path_config
 
     import folder_paths
+
+    # By its file: another package of the process may have taken the name `utils`.
+    reader = runpy.run_path(str(Path(folder_paths.__file__).parent / "utils" / "extra_config.py"))
 
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     settings = tmp_path / "extra_model_paths.yaml"
     settings.write_text(f"other:\n    base_path: {tmp_path / 'other disk'}\n    vlm: language/\n")
-    load_extra_path_config(str(settings))
+    reader["load_extra_path_config"](str(settings))
     register_folders()
     model = make(tmp_path / "other disk" / "language" / "mine")
     assert model_folder("vlm", "mine") == model
