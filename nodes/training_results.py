@@ -69,10 +69,8 @@ def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) 
     """Changes when others delete or replace the result of a training node below models/<key>."""
     name = run_name if resume in (CONTINUE, FRESH) else resume
     try:
-        result = check_run_name(name) if name else ""
-    except ValueError:  # told when the node runs
-        return UNKNOWN
-    if not result:
+        result = check_run_name(name or "")
+    except ValueError:  # linked, or no name, which is told when the node runs
         return UNKNOWN
     return str(OWN_WRITES.changes(published_folder(key, lora_name(result) if key == "loras" else result)))
 

@@ -153,17 +153,22 @@ def part_number(path: Path) -> int | None:
     return int(digits) if digits.isascii() and digits.isdecimal() else None
 
 
+def finished_parts(folder: Path, form: str) -> dict[int, Path]:
+    """Number -> file of the parts of one format that are written."""
+    found = folder.glob(WRITERS[form](folder).final(0).name.replace("000000", "*"))
+    numbered = ((part_number(path), path) for path in found)
+    return {number: path for number, path in numbered if number is not None}
+
+
 def has_parts(folder: Path) -> bool:
     """Whether a part of any format is finished."""
-    finals = (writer(folder).final(0).name.replace("000000", "*") for writer in WRITERS.values())
-    return any(part_number(path) is not None for name in finals for path in folder.glob(name))
+    return any(finished_parts(folder, form) for form in FORMATS)
 
 
 def drop_beyond(job: Job) -> None:
     """Remove parts of an earlier, larger run, so that the folder holds `count` samples."""
-    for final in job.folder.glob(WRITERS[job.format](job.folder).final(0).name.replace("000000", "*")):
-        number = part_number(final)
-        if number is not None and number >= job.parts:
+    for number, final in finished_parts(job.folder, job.format).items():
+        if number >= job.parts:
             final.unlink()
 
 

@@ -49,16 +49,14 @@ def reference_sheets(shop: Workshop) -> Plan:
 
 def subject_words(shop: Workshop, item: SceneObject, sheet: Scene) -> str:
     """The picked sticker with `a`, told fully enough to find it on its sheet."""
-    rivals = [other.sprite for other in sheet.objects if other.key != item.key]
-    sprite = item.sprite
-    if any(rival == sprite for rival in rivals):
+    sprite, others = item.sprite, [other for other in sheet.objects if other.key != item.key]
+    if any(other.sprite == sprite for other in others):
         raise Unlucky
     told = ("colour",) if sprite.texture == "plain" else ("colour", "texture")
     if sprite.texture == "plain" and any(
-        (rival.shape, rival.colour) == (sprite.shape, sprite.colour) for rival in rivals
+        (other.sprite.shape, other.sprite.colour) == (sprite.shape, sprite.colour) for other in others
     ):
         told = ("colour", "texture")
-    others = (other for other in sheet.objects if other.key != item.key)
     if any(may_mean(item, other, told, shop.config) for other in others):
         raise Unlucky
     return with_article(phrase(item, told, shop.config, shop.dice))
@@ -72,9 +70,8 @@ def reference_scene(square: Workshop) -> Scene:
 
 def require_new_and_visible(shop: Workshop, sprite: Sprite, scene: Scene) -> None:
     """Raise Unlucky if the scene has the sprite already or its background hides it."""
-    if any(sprite == other.sprite for other in scene.objects):
-        raise Unlucky
-    if not shop.stands_out(sprite, scene.background):
+    is_there = any(sprite == other.sprite for other in scene.objects)
+    if is_there or not shop.stands_out(sprite, scene.background):
         raise Unlucky
 
 
