@@ -126,8 +126,9 @@ def emoji_code(code: str) -> str:
 
 
 def emoji_names(folder: Path) -> dict[str, str]:
-    """Code -> label from an emojibase `data.json` below the folder; empty if there is none."""
-    for path in sorted(folder.rglob("data.json")):
+    """Code -> label from an emojibase `data.json` below the folder, English first; empty if there is none."""
+    # The whole package has a folder a language, and instructions are English sentences around these labels.
+    for path in sorted(folder.rglob("data.json"), key=lambda path: (path.parent.name != "en", path)):
         entries = json_of(path)
         if isinstance(entries, list) and entries and isinstance(entries[0], dict) and "hexcode" in entries[0]:
             return {

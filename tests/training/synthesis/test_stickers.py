@@ -47,9 +47,13 @@ def test_an_emoji_package_is_joined_with_its_labels(tmp_path: Path) -> None:
         {"hexcode": "2764", "label": "red heart", "group": 0},
         {"hexcode": "1F1E9-1F1EA", "label": "flag: Germany", "group": 9},
     ]
-    (tmp_path / "en").mkdir()
-    (tmp_path / "en" / "data.json").write_text(json.dumps(entries))
+    bengali = [{"hexcode": "1F600", "label": "হাসি মুখ", "group": 0}]
+    for language, labels in (("bn", bengali), ("en", entries)):
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "data.json").write_text(json.dumps(labels), encoding="utf-8")
     assert {file.noun for file in find_stickers(tmp_path)} == {"grinning face", "red heart"}
+    (tmp_path / "en" / "data.json").unlink()
+    assert {file.noun for file in find_stickers(tmp_path)} == {"হাসি মুখ"}, "better than none"
 
 
 def test_iconify_files_are_drawn(tmp_path: Path) -> None:
