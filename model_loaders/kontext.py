@@ -44,7 +44,7 @@ def load_kontext(name: str, weight_dtype: str, disable_dynamic: bool = False) ->
     paths = weight_paths(FOLDER, name)
     shape, prefix = kontext_shape(name, read_shapes(paths))
     weights, metadata = read_weights(paths)
-    weights = to_bfl_layout(weights, shape, prefix)
+    weights = to_bfl_layout(weights, shape, prefix, metadata)
     options = dict(WEIGHT_DTYPES[weight_dtype])
     if host_knows(weights, shape):
         patcher = load_by_host(weights, options, metadata, disable_dynamic)

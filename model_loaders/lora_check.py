@@ -30,7 +30,7 @@ def bare_kontext(files: Sequence[Path]) -> Any:
     weights = {
         name: torch.empty(tuple(size), dtype=torch.bfloat16, device=META) for name, size in inner.items()
     }
-    weights = to_bfl_layout(weights, shape, prefix)
+    weights = to_bfl_layout(weights, shape, prefix, {})
     config = comfy.model_detection.model_config_from_unet(weights, "")
     config.unet_config |= {"num_heads": shape.num_heads, "axes_dim": list(shape.axes_dim)}
     config.set_inference_dtype(torch.bfloat16, None)

@@ -23,6 +23,10 @@ log = logging.getLogger("dreamomni")
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
 FLUX_MARKS = ("double_blocks.0.img_attn.", "transformer_blocks.0.attn.add_q_proj.")
 FP8_MARKER = "scaled_fp8"
+SCALES = (".scale_weight", ".weight_scale")
+INPUT_SCALES = (".scale_input", ".input_scale")
+LAYER_NOTE = ".comfy_quant"
+LAYER_NOTES = "_quantization_metadata"
 
 # Part of a weight name -> what such a file is; the first that is found names the file in an error.
 OTHER_KINDS = (
@@ -108,26 +112,76 @@ def check_complete(file_name: str, shapes: Shapes, shape: FluxShape) -> None:
         )
 
 
-def to_bfl_layout(weights: dict[str, Tensor], shape: FluxShape, prefix: str) -> dict[str, Tensor]:
-    """Weights under BFL's names without prefix; `weights` is emptied, so that no matrix is held twice."""
+def to_bfl_layout(
+    weights: dict[str, Tensor], shape: FluxShape, prefix: str, metadata: dict[str, str]
+) -> dict[str, Tensor]:
+    """Weights under BFL's names without prefix; `weights` is emptied, so that no matrix is held twice.
+
+    `metadata` loses what it says of layers that are gone. Raises ValueError for scales that cannot be kept.
+    """
     inner = {name.removeprefix(prefix): weights[name] for name in list(weights) if name.startswith(prefix)}
     weights.clear()
-    if not is_diffusers_layout(inner):
-        return inner
+    if is_diffusers_layout(inner):
+        metadata.pop(LAYER_NOTES, None)
+        inner = from_diffusers(inner, shape)
+    # Layers with ComfyUI's own notes are read as these say.
+    is_noted = LAYER_NOTES in metadata or any(name.endswith(LAYER_NOTE) for name in inner)
+    return inner if is_noted else with_marked_scales(inner)
+
+
+def from_diffusers(inner: dict[str, Tensor], shape: FluxShape) -> dict[str, Tensor]:
+    """Weights of diffusers' layout under BFL's names; `inner` is emptied of all that is used."""
     out = {name: inner.pop(name) for name in [FP8_MARKER] if name in inner}
     for target, sources in sources_by_target(shape).items():
         parts = [inner.pop(source) for source, _ in sources]
-        scales = [inner.pop(source.removesuffix("weight") + "scale_weight", None) for source, _ in sources]
+        scales = [pop_scale(inner, source) for source, _ in sources]
         converts = [convert for _, convert in sources if convert is not None]
-        out[target], scale = join_rows(parts, [scale for scale in scales if scale is not None])
+        out[target], scale = join_rows(target, parts, scales)
         for convert in converts:
             out[target] = convert_rows(out[target], convert)
         if scale is not None:
-            out[target.removesuffix("weight") + "scale_weight"] = scale
-    unused = [name for name in inner if not name.endswith("scale_input")]
+            out[target.removesuffix(".weight") + SCALES[0]] = scale
+    unused = [name for name in inner if not name.endswith((*INPUT_SCALES, LAYER_NOTE))]
+    check_no_scale(unused)
     if unused:
         log.warning("%d weights are no part of FLUX.1 and were left out, first %s", len(unused), unused[0])
     return out
+
+
+def with_marked_scales(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scales under the name, and with the marker, without which ComfyUI passes over them."""
+    unread = SCALES[1:] if FP8_MARKER in weights else SCALES
+    found = {name: name.rpartition(".")[0] + ".weight" for name in weights if name.endswith(unread)}
+    check_no_scale([name for name, weight in found.items() if weight not in weights])
+    scaled = list(dict.fromkeys(found.values()))
+    for weight in scaled:
+        scale = pop_scale(weights, weight)
+        weights[weight], common = join_rows(weight, [weights[weight]], [scale])
+        assert common is not None, "there is a scale"
+        weights[weight.removesuffix(".weight") + SCALES[0]] = common
+    if scaled:
+        dtypes = [weights[weight].dtype for weight in scaled]
+        dtype = next((dtype for dtype in dtypes if dtype.itemsize == 1), dtypes[0])
+        # Two elements: ComfyUI then multiplies in 16 bit, as the scales of the inputs may be missing.
+        weights.setdefault(FP8_MARKER, torch.zeros(2).to(dtype))
+    return weights
+
+
+def check_no_scale(names: Sequence[str]) -> None:
+    """Raise ValueError if scales are among the names of what is left out."""
+    lost = [name for name in names if "scale" in name.rpartition(".")[2]]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} scales of this file fit no weight that is read, first {lost[0]}; without them its "
+            "weights are noise. One scale for a matrix or one for each of its rows is known, named "
+            "scale_weight or weight_scale. Take the file in bf16, fp8 or scaled fp8."
+        )
+
+
+def pop_scale(weights: dict[str, Tensor], name: str) -> Tensor | None:
+    """The scale of a weight under either of its names, taken out; None for a weight without."""
+    scales = [weights.pop(name.removesuffix(".weight") + end, None) for end in SCALES]
+    return next((scale for scale in scales if scale is not None), None)
 
 
 def sources_by_target(shape: FluxShape) -> dict[str, list[tuple[str, Any]]]:
@@ -142,18 +196,33 @@ def sources_by_target(shape: FluxShape) -> dict[str, list[tuple[str, Any]]]:
     }
 
 
-def join_rows(parts: Sequence[Tensor], scales: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def join_rows(
+    name: str, parts: Sequence[Tensor], scales: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
     """Matrices stacked by rows; scaled fp8 ones are brought to their largest scale first."""
-    if not scales:
+    if all(scale is None for scale in scales):
         return stack_rows(parts), None
-    common = torch.stack([scale.float() for scale in scales]).max()
-    if all(torch.equal(scale.float(), common) for scale in scales):
+    factors = [row_factors(name, part, scale) for part, scale in zip(parts, scales, strict=True)]
+    common = torch.cat(factors).max()
+    if all(bool((factor == common).all()) for factor in factors):
         return stack_rows(parts), common
     rescaled = [
-        (part.float() * (scale.float() / common)).to(part.dtype)
-        for part, scale in zip(parts, scales, strict=True)
+        (part.float() * (factor / common)).to(part.dtype) for part, factor in zip(parts, factors, strict=True)
     ]
     return stack_rows(rescaled), common
+
+
+def row_factors(name: str, part: Tensor, scale: Tensor | None) -> Tensor:
+    """The scale of a matrix, (1, 1) or (rows, 1); ValueError for what is no scaled float."""
+    if scale is None:
+        return torch.ones(1, 1)
+    if not part.dtype.is_floating_point or scale.numel() not in (1, part.shape[0]):
+        raise ValueError(
+            f"{name} is made from {part.dtype} of the shape {tuple(part.shape)} with a scale of the shape "
+            f"{tuple(scale.shape)}; fp8 with one scale for a matrix or one for each row is known. Take the "
+            "file in bf16, fp8 or scaled fp8."
+        )
+    return scale.float().reshape(-1, 1)
 
 
 def stack_rows(parts: Sequence[Tensor]) -> Tensor:

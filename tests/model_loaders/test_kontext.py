@@ -20,6 +20,7 @@ from host_models import (
     write_kontext,
     write_sharded,
 )
+from safetensors.torch import save_file
 from torch import Tensor
 
 pytestmark = pytest.mark.host
@@ -121,6 +122,60 @@ def test_scaled_fp8_in_diffusers_layout(folder: Path, weights: dict[str, Tensor]
         layer = model.double_blocks[1].img_attn.qkv
         kept = layer.weight.detach()[rows].float() * layer.scale_weight
         assert relative_error(kept, given) < 0.03
+
+
+def respelt(scaled: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scales as other programs name them, without ComfyUI's marker."""
+    names = {name: name.replace("scale_weight", "weight_scale") for name in scaled if name != "scaled_fp8"}
+    return {new: scaled[old] for old, new in names.items()}
+
+
+@pytest.mark.parametrize("layout", ["bfl", "diffusers"])
+@pytest.mark.parametrize("marked", [False, True])
+def test_scales_spelt_the_other_way_are_the_same_network(
+    folder: Path, weights: dict[str, Tensor], layout: str, marked: bool
+) -> None:
+    scaled = scaled_to_fp8(weights if layout == "bfl" else diffusers_weights(weights))
+    write_kontext(folder / "usual.safetensors", scaled)
+    marker = {"scaled_fp8": scaled["scaled_fp8"]} if marked else {}
+    write_kontext(folder / "other.safetensors", respelt(scaled) | marker)
+    assert torch.equal(velocity(load("other.safetensors")), velocity(load("usual.safetensors")))
+
+
+@pytest.mark.parametrize("layout", ["bfl", "diffusers"])
+def test_scales_of_rows_are_brought_to_one(folder: Path, weights: dict[str, Tensor], layout: str) -> None:
+    scaled = respelt(scaled_to_fp8(weights if layout == "bfl" else diffusers_weights(weights)))
+    for name, weight in list(scaled.items()):
+        if f"{name}_scale" in scaled:
+            scaled[f"{name}_scale"] = scaled[f"{name}_scale"].expand(len(weight), 1).contiguous()
+    write_kontext(folder / "rows.safetensors", scaled)
+    assert relative_error(velocity(load("rows.safetensors")), velocity(kontext_model(weights))) < 0.1
+
+
+def test_notes_on_diffusers_layers_do_not_hide_the_scales(folder: Path, weights: dict[str, Tensor]) -> None:
+    scaled = scaled_to_fp8(diffusers_weights(weights))
+    write_kontext(folder / "usual.safetensors", scaled)
+    layers = {name.removesuffix(".scale_weight"): {"format": "float8_e4m3fn"} for name in scaled}
+    notes = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    save_file(respelt(scaled), folder / "noted.safetensors", metadata=notes)
+    assert torch.equal(velocity(load("noted.safetensors")), velocity(load("usual.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "message"),
+    [
+        ("proj_out.weight_scale_2", torch.ones(1), "1 scales of this file fit no weight .* proj_out.weight_"),
+        ("transformer_blocks.1.ff.net.9.weight_scale", torch.ones(1), "fit no weight that is read"),
+        ("proj_out.weight_scale", torch.ones(3), r"final_layer.linear.weight .* scale of the shape \(3,\)"),
+    ],
+)
+def test_a_scale_that_cannot_be_kept_is_an_error(
+    folder: Path, weights: dict[str, Tensor], name: str, scale: Tensor, message: str
+) -> None:
+    scaled = respelt(scaled_to_fp8(diffusers_weights(weights)))
+    write_kontext(folder / "odd.safetensors", scaled | {name: scale})
+    with pytest.raises(ValueError, match=message):
+        load("odd.safetensors")
 
 
 def test_the_released_size_goes_through_comfyuis_own_loader(
