@@ -197,3 +197,17 @@ def test_every_dataset_that_is_offered_is_opened(folders: Path) -> None:
 def test_a_first_sample_beyond_the_end(folders: Path) -> None:
     with pytest.raises(ValueError, match=r"first is 6, but the dataset has the samples 0 to 5"):
         preview(make(), 6)
+
+
+def test_every_sample_of_the_generate_workflow_has_references() -> None:
+    """Task LoRA applies the LoRA only where there are references, so nothing else is worth teaching it."""
+    from pack.training.synthesis.config import recipe_for, tasks_from_words
+    from pack.training.synthesis.samples import Synthesizer
+
+    graph = json.loads((Path(__file__).parents[2] / "workflows" / "train-generate-lora.json").read_text())
+    (node,) = (node for node in graph["nodes"] if node["type"] == "DreamOmniStickerDataset")
+    _, size, _, tasks, seed, *_ = node["widgets_values"]
+    made = Synthesizer(recipe_for(size, size, seed=seed, tasks=tasks_from_words(tasks)))
+    plans = [made.plan(index) for index in range(60)]
+    assert all(plan.source is None and plan.references for plan in plans)
+    assert {plan.task for plan in plans} == {"reference_generation", "control_segmentation"}
