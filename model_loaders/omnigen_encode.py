@@ -11,9 +11,9 @@ from torch import Tensor
 
 import comfy.model_management
 
-from ..dit.omnigen.prompt import few_shot_prompt, image_only_prompt, tag_mentions
+from ..dit.omnigen.prompt import check_mentions, few_shot_prompt, image_only_prompt, tag_mentions
 from ..dit.omnigen.resolution import TOKEN_PIXELS, fit_reference
-from ..dit.references import ReferenceSet, Task
+from ..dit.references import MAX_REFERENCES, ReferenceSet, Task
 from .omnigen_processor import OmniGenProcessor
 
 LATENT_PIXELS = 8
@@ -99,7 +99,8 @@ def encode_request(
 def styled_prompt(request: EncodeRequest, num_images: int) -> str:
     """The prompt with picture tags, whichever way the user wrote it."""
     if request.prompt_style is PromptStyle.MENTIONS:
-        return tag_mentions(request.prompt)
+        check_mentions(request.prompt, num_images, MAX_REFERENCES)
+        return tag_mentions(request.prompt, MAX_REFERENCES)
     if request.prompt_style is PromptStyle.FEW_SHOT:
         return few_shot_prompt(request.prompt, num_images)
     return request.prompt

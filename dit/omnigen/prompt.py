@@ -51,6 +51,18 @@ def tag_mentions(prompt: str, num_images: int | None = None) -> str:
     return MENTION.sub(tagged, prompt)
 
 
+def check_mentions(prompt: str, num_images: int, limit: int) -> None:
+    """Raise ValueError, naming the place, for a mention that becomes a tag and has no picture."""
+    for mention in MENTION.finditer(prompt):
+        if num_images < int(mention[1]) <= limit:
+            raise ValueError(
+                f"{mention[0]!r} {excerpt(prompt, mention.start())} has no picture: "
+                f"{num_images} {'is' if num_images == 1 else 'are'} wired. With prompt_style 'mentions' such "
+                f"words become the tag {tag(int(mention[1]))}; wire the picture, change the number or, if no "
+                "picture is meant, the words"
+            )
+
+
 def tagged_prompt(prompt: str, num_images: int) -> str:
     """A training caption made to fit its pictures: mentions become tags, missing tags go in front.
 

@@ -260,6 +260,10 @@ def test_mentions_and_few_shot(loaded, autoencoder):
     tagged = encode(processor, vae, "<img><|image_1|></img> with a red roof", references(1))[0]
     plain = encode(processor, vae, "image 1 with a red roof", references(1), prompt_style="mentions")[0]
     assert torch.equal(tagged[0][0], plain[0][0])
+    turned = "image 1, the image 90 degrees turned"
+    plain = encode(processor, vae, turned, references(1), prompt_style="mentions")[0]
+    turned = turned.replace("image 1", "<img><|image_1|></img>")
+    assert torch.equal(plain[0][0], encode(processor, vae, turned, references(1))[0][0][0])
     few = encode(processor, vae, "", references(3), prompt_style="few-shot")[0]
     order = [-value for value in few[0][0].unique_consecutive().tolist() if value < 0]
     assert order == [1, 2, 3]
@@ -278,6 +282,12 @@ class WrongVAE:
         ("a", 0, {"output_size": "image 1"}, "needs a picture"),
         ("a", 0, {"width": 65}, "multiples of 16, got 65 x 48"),
         ("<img><|image_1|></img>", 1, {"max_image_size": 17}, "max_image_size must be a multiple of 16"),
+        (
+            "image 1, image 3",
+            2,
+            {"prompt_style": "mentions"},
+            "'image 3' at character 10 .*2 are wired. With",
+        ),
         ("", 2, {"prompt_style": "few-shot"}, "3 or 5 pictures; got 2"),
         ("word " * 27000, 0, {}, "the prompt is too long: .* the model reaches 131072"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from pack.dit.omnigen.prompt import (
     NEGATIVE_PROMPT,
     WRAPPER,
+    check_mentions,
     check_tags,
     few_shot_prompt,
     image_only_prompt,
@@ -77,6 +78,19 @@ def test_image_only_prompt():
 )
 def test_mentions_become_tags(words, tags):
     assert tag_mentions(words) == tags
+
+
+def test_a_number_above_the_limit_is_no_mention():
+    words = "Turn the image 90 degrees, beside image 2"
+    assert tag_mentions(words, 5) == f"Turn the image 90 degrees, beside {TWO}"
+    check_mentions(words, 2, 5)
+
+
+def test_a_mention_without_a_picture_is_named_as_it_was_written():
+    message = r"'Image 3' at character 7 .*no picture: 1 is wired.*'mentions'"
+    with pytest.raises(ValueError, match=message) as told:
+        check_mentions("A cat Image 3", 1, 5)
+    assert THREE in str(told.value)
 
 
 def test_few_shot_prompt_is_the_published_one():
