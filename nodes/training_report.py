@@ -119,7 +119,7 @@ class TrainingReport(io.ComfyNode):
     def execute(cls, run: TrainingRun | None = None, run_name: str = CONNECTED) -> io.NodeOutput:
         folder = recorded_folder(run, run_name)
         chart = image_of(loss_chart(folder))
-        words = "\n".join(part for part in (run_summary(folder), run_notes(folder)) if part)
+        words = run_summary(folder, run_notes(folder))
         show_note(cls, words)
         samples = stacked_strips(sample_strips(folder))
         return io.NodeOutput(chart, samples, words, ui=ui.PreviewImage(chart, cls=cls))

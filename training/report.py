@@ -103,8 +103,8 @@ def draw_marks(draw: ImageDraw.ImageDraw, place: Any, events: Sequence[dict[str,
             draw.line((x, y - 8, x, y), fill=colour, width=2)
 
 
-def run_summary(folder: Path) -> str:
-    """The run in words: how far, how fast, how good, what happened."""
+def run_summary(folder: Path, notes: str = "") -> str:
+    """The run in words: how far, how fast, how good, what happened, `notes`, and last the last event."""
     events = read_metrics(folder)
     steps = [event for event in events if event.get("event") == "step"]
     total = next((e["total"] for e in reversed(events) if e.get("event") == "started"), 0)
@@ -132,7 +132,7 @@ def run_summary(folder: Path) -> str:
             words = event.get("message") or event.get("reason", "")
             lines.append(f"step {event.get('step', 0)}, {event['event'].replace('_', ' ')}: {words}")
     plans = [event["text"] for event in events if event.get("event") == "plan"]
-    lines += plans[-1:]
+    lines += [*plans[-1:], *notes.splitlines()]
     ending = events[-1]["event"] if events else "not started"
     lines.append(f"last event: {ending.replace('_', ' ')}")
     return "\n".join(lines)

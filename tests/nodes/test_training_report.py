@@ -67,6 +67,13 @@ def test_a_failed_run_is_shown_by_name_and_a_finished_one_by_wire(output_dir: Pa
     assert "run failed" in report(finished, run_name="failed")[2], "a name goes before the wire"
 
 
+def test_the_last_line_names_the_last_event_whatever_the_dataset_check_said(output_dir: Path) -> None:
+    folder = write_run(output_dir, "noted", 100, {"event": "finished", "step": 10})
+    (folder / "dataset.json").write_text(json.dumps({"text": "4 samples\nsample 2 is blurred"}))
+    lines = report(run_name="noted")[2].splitlines()
+    assert lines[-3:] == ["4 samples", "sample 2 is blurred", "last event: finished"]
+
+
 def test_no_run_a_run_without_a_diary_and_a_name_outside_are_refused(output_dir: Path) -> None:
     from pack.nodes.training_run import TrainingRun
 
