@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,35 @@ def test_seventeen_buckets_closed_under_transposing() -> None:
 )
 def test_bucket_of_a_size(size: tuple[int, int], bucket: tuple[int, int]) -> None:
     assert kontext_bucket(*size) == bucket
+
+
+@pytest.mark.parametrize(
+    ("shape", "bucket", "percent"),
+    [
+        ((1, 1), "1024x1024", 0.0),
+        ((3, 2), "1248x832", 0.0),
+        ((2, 3), "832x1248", 0.0),
+        ((4, 3), "1184x880", 0.9),
+        ((3, 4), "880x1184", -0.9),
+        ((16, 10), "1328x800", 3.8),
+        ((10, 16), "800x1328", -3.6),
+        ((16, 9), "1392x752", 4.1),
+        ((9, 16), "752x1392", -4.0),
+        ((5, 4), "1104x944", -6.4),
+        ((4, 5), "944x1104", 6.9),
+    ],
+)
+def test_how_much_the_help_page_says_a_shape_changes(
+    shape: tuple[int, int], bucket: str, percent: float
+) -> None:
+    width, height = kontext_bucket(shape[0] * 120, shape[1] * 120)
+    assert f"{width}x{height}" == bucket
+    change = (width / height) / (shape[0] / shape[1]) - 1
+    assert change * 100 == pytest.approx(percent, abs=0.05 + 1e-9)
+    page = (Path(__file__).parents[2] / "web" / "docs" / "DreamOmniReferenceSet.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("  |")]
+    (row,) = (row for row in rows if f"{shape[0]}:{shape[1]}" in row.split("|")[1].strip().split(", "))
+    assert bucket in row and (f"{percent:+.1f} %" if percent else "the same") in row
 
 
 @pytest.mark.parametrize("bucket", KONTEXT_BUCKETS)
