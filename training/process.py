@@ -38,8 +38,9 @@ def chosen_device(name: str, rank: int) -> torch.device:
     if name == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(
-                "this run wants a CUDA device and PyTorch finds none; check the driver with nvidia-smi, or "
-                "choose a preset that runs on the CPU (only sensible for tiny networks)"
+                "this run wants a CUDA device and PyTorch finds none; check the driver with nvidia-smi. "
+                "Started from ComfyUI: restart ComfyUI, which then looks for the device anew. Started with "
+                "`dev.py train-small`: add --device cpu"
             )
         return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device(name)

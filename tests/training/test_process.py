@@ -30,6 +30,7 @@ from pack.training.launch import TrainingError, run_once, run_with_ladder
 from pack.training.memory import next_rung
 from pack.training.metrics import read_metrics
 from pack.training.process import EXIT_OUT_OF_MEMORY, chosen_device
+from pack.training.recipes.command import parser as recipe_parser
 from pack.training.run_file import RunFile, run_lock
 from pack.training.trainer import RunFolder
 from safetensors.torch import load_file
@@ -259,8 +260,11 @@ def test_references_never_outgrow_the_targets_of_an_early_stage() -> None:
 
 def test_no_cuda_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="wants a CUDA device and PyTorch finds none"):
+    with pytest.raises(ValueError, match="wants a CUDA device and PyTorch finds none") as told:
         chosen_device("cuda", 0)
+    assert "restart ComfyUI" in str(told.value) and "preset" not in str(told.value)
+    assert "`dev.py train-small`: add --device cpu" in str(told.value)
+    assert recipe_parser().parse_args(["--device", "cpu"]).device == "cpu", "the advice can be followed"
 
 
 def test_a_cancel_file_a_signal_or_a_dead_owner_stop_the_process(tmp_path: Path) -> None:
