@@ -26,7 +26,8 @@ from .progress import check_cancelled
 
 PROBE_SIZE = 64
 TEACH_LONGER = (
-    "Teach the translator for more steps (joint preset: translator_steps) and queue again; the run goes on."
+    "Teach the translator for more steps (joint preset: translator_steps) and queue again; the run goes on. "
+    "In another preset connect another translator to vlm, or nothing."
 )
 
 
@@ -184,7 +185,10 @@ class RewrittenPrompts:
         try:
             rewritten = parse_reply(reply.text, reply.complete)
         except ReplyFormatError as error:
-            raise ReplyFormatError(f"{error} It was asked: {request!r}. {TEACH_LONGER}") from error
+            # The error's own remedy names settings of Rewrite Prompt, which training does not have.
+            raise ReplyFormatError(
+                f"{error.fault}. It was asked: {request!r}", error.reply, TEACH_LONGER
+            ) from error
         return self.inner(rewritten, [])
 
 

@@ -17,7 +17,14 @@ SHOWN = 400
 
 
 class ReplyFormatError(ValueError):
-    """The VLM's reply is not one answer between a pair of tags."""
+    """The VLM's reply is not one answer between a pair of tags: the fault, what to do, the reply.
+
+    Who asked in another way puts a remedy of its own beside `fault` and `reply`.
+    """
+
+    def __init__(self, fault: str, reply: str, remedy: str = "") -> None:
+        super().__init__(" ".join(part for part in (f"{fault}.", remedy, shown(reply)) if part))
+        self.fault, self.reply = fault, reply
 
 
 def parse_reply(reply: str, complete: bool = True) -> str:
@@ -29,27 +36,30 @@ def parse_reply(reply: str, complete: bool = True) -> str:
     text = reply.strip()
     match = TAGGED.fullmatch(text) or SLICED.fullmatch(text)
     if match is None:
-        raise ReplyFormatError(describe_fault(text, complete))
+        raise format_error(text, complete)
     answer = match["answer"].strip()
     if TAG.search(answer):
-        raise ReplyFormatError(f"the VLM's reply holds more than one pair of tags. {shown(text)}")
+        raise ReplyFormatError("the VLM's reply holds more than one pair of tags", text)
     if not answer:
-        raise ReplyFormatError(f"the VLM's reply is empty between its tags. {shown(text)}")
+        raise ReplyFormatError("the VLM's reply is empty between its tags", text)
     return answer
 
 
-def describe_fault(text: str, complete: bool) -> str:
+def format_error(text: str, complete: bool) -> ReplyFormatError:
     """Why `text` is no tagged answer, and what to do."""
     if not text:
-        return "the VLM's reply is empty. Check the VLM folder, or turn rewriting off."
-    if not complete:
-        return f"the VLM's reply was cut off by the token limit; raise max_new_tokens. {shown(text)}"
-    if TAG.search(text):
-        return f"the VLM's reply is not one answer between a pair of tags. {shown(text)}"
-    return (
-        "the VLM's reply has no tags around it, so this is probably not the VLM tuned for DreamOmni2. "
-        f"Load its vlm-model folder, or turn rewriting off. {shown(text)}"
-    )
+        fault, remedy = "the VLM's reply is empty", "Check the VLM folder, or turn rewriting off."
+    elif not complete:
+        fault, remedy = "the VLM's reply was cut off by the token limit", "Raise max_new_tokens."
+    elif TAG.search(text):
+        fault, remedy = "the VLM's reply is not one answer between a pair of tags", ""
+    else:
+        fault = "the VLM's reply has no tags around it"
+        remedy = (
+            "This is probably not the VLM tuned for DreamOmni2: load its vlm-model folder, or turn "
+            "rewriting off."
+        )
+    return ReplyFormatError(fault, text, remedy)
 
 
 def shown(text: str) -> str:

@@ -147,6 +147,12 @@ def test_a_translator_that_answers_without_tags_is_named_with_its_request() -> N
     prompts, picture = RewrittenPrompts(ClipPrompts(ToyClip()), Chatty()), Image.new("RGB", (8, 8))
     with pytest.raises(ReplyFormatError, match=r"asked: 'Make it red. It is editing task.'. Teach the trans"):
         prompts("Make it red.", [picture])
+    Chatty.generate_text = lambda self, *request: Reply(text="<edit>Make", num_tokens=1, complete=False)
+    with pytest.raises(ReplyFormatError, match=r"cut off by the token limit\. It was asked") as told:
+        prompts("Make it red.", [picture])
+    assert "Reply: '<edit>Make'" in str(told.value)
+    for remedy in ("max_new_tokens", "turn rewriting off", "vlm-model"):
+        assert remedy not in str(told.value), "Train LoRA has no such setting"
     generate = prompts.for_mode("generate")
     with pytest.raises(
         ReplyFormatError, match=r"asked: 'A red cat. It is generation task.'. Teach the trans"

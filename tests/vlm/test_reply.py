@@ -46,7 +46,7 @@ def test_any_other_reply_is_an_error_that_shows_it(reply: str, fault: str) -> No
 
 
 def test_a_reply_cut_by_the_limit_says_so() -> None:
-    with pytest.raises(ReplyFormatError, match="cut off by the token limit; raise max_new_tokens"):
+    with pytest.raises(ReplyFormatError, match=r"cut off by the token limit\. Raise max_new_tokens"):
         parse_reply("<edit>Make the bag", complete=False)
 
 
