@@ -13,6 +13,7 @@ from torch import Tensor
 from ..vlm.chat import rewrite_request
 from ..vlm.inputs import build_inputs
 from .dataset import EditSample
+from .synthesis.words import with_article
 
 ANSWER_TAGS = {"edit": "edit", "generate": "gene"}
 """DreamOmni2 cuts 6 and 7 characters off the answer; which tags it uses is chosen, not published."""
@@ -40,7 +41,7 @@ def target_words(scene: dict[str, Any] | None) -> str:
         sprite = item["sprite"]
         look = [sprite.get("colour"), sprite.get("texture") if sprite.get("texture") != "plain" else None]
         noun = " ".join([*(word for word in look if word), sprite["shape"]])
-        phrases.append(f"a {noun} {place_words(item['x'], item['y'])}")
+        phrases.append(f"{with_article(noun)} {place_words(item['x'], item['y'])}")
     return f"The picture shows {', '.join(phrases)}." if phrases else ""
 
 

@@ -72,6 +72,10 @@ def test_answers_are_what_the_reply_parser_takes() -> None:
     scene = {"target": {"objects": [{"sprite": {"shape": "star", "colour": "red"}, "x": 0.1, "y": 0.9}]}}
     words = "The picture shows a red star at the lower left."
     assert target_words(scene) == words
+    orange = {"sprite": {"shape": "star", "colour": "orange"}, "x": 0.5, "y": 0.5}
+    assert (
+        target_words({"target": {"objects": [orange]}}) == "The picture shows an orange star in the centre."
+    )
     edit = edit_sample(scene=scene)
     assert standard_answer(edit) == f"<edit>Make it blue. {words}</edit>"
     assert parse_reply(standard_answer(edit)) == f"Make it blue. {words}"
