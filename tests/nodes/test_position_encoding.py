@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,19 @@ pytestmark = pytest.mark.host
 @pytest.fixture(scope="module")
 def model() -> Any:
     return kontext_model()
+
+
+def test_the_help_page_says_where_each_encoding_starts() -> None:
+    from pack.dit.positions import PositionScheme
+
+    page = (Path(__file__).parents[2] / "web" / "docs" / "DreamOmniPositionEncoding.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if "|" in line]
+    said = {name.strip("`"): (index, column) for name, index, column in rows if name.startswith("`")}
+    start = said[PositionScheme.INDEX_OFFSET.value][1]
+    for scheme in PositionScheme:
+        index, column = said[scheme.value]
+        assert index == ("n" if scheme.has_index else "1")
+        assert column in ((start, "as for `index+offset`") if scheme.has_offset else ("0",))
 
 
 def encode(model: Any, encoding: str = "index+offset") -> Any:

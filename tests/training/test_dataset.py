@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pack.training.dataset import open_dataset
-from pack.training.datasets.jsonl import LineIndex, plain_instruction
+from pack.training.datasets.jsonl import LineFields, LineIndex, own_record, plain_instruction
 from PIL import Image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
@@ -48,6 +48,27 @@ def own_line(**changes: object) -> dict:
         "mask": "pictures/grey.png",
     }
     return line | changes
+
+
+class KeysAsked(dict):
+    """A line that remembers what was looked for in it."""
+
+    def __init__(self, line: dict) -> None:
+        super().__init__(line)
+        self.keys_asked: set[str] = set()
+
+    def get(self, key: str, default: object = None) -> object:
+        self.keys_asked.add(key)
+        return super().get(key, default)
+
+
+def test_the_help_page_names_every_key_of_an_own_line(folder: Path) -> None:
+    line = KeysAsked(own_line())
+    own_record(LineFields(line, folder, "line 1"), 0)
+    page = (Path(__file__).parents[2] / "web" / "docs" / "DreamOmniLoadDataset.md").read_text("utf-8")
+    (row,) = (row for row in page.splitlines() if row.startswith("| own JSONL |"))
+    assert "scene" in line.keys_asked
+    assert not [key for key in line.keys_asked if f"`{key}`" not in row]
 
 
 def test_own_jsonl_keeps_the_order_of_the_pictures(folder: Path) -> None:

@@ -106,7 +106,7 @@ class LineFields:
 
 
 def own_record(fields: LineFields, number: int) -> SampleRecord:
-    """A line of the pack's format: task, instruction, source, references, target, mask, id."""
+    """A line of the pack's format: task, instruction, source, references, target, mask, scene, id."""
     source = fields.optional_picture("source")
     scene = fields.values.get("scene")
     return SampleRecord(
