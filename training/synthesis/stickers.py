@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..datasets.records import decode_picture
+from .svg import MAX_SVG_LENGTH, checked_svg
 
 SUFFIXES = frozenset({".png", ".webp", ".svg", ".gif"})
 EMOJI_GROUPS = frozenset({0, 3, 4, 5, 6, 7})
@@ -184,7 +185,8 @@ class MissingPackageError(ValueError):
 def svg_of(file: StickerFile) -> str:
     """The SVG text of a vector sticker."""
     if file.icon is None:
-        return file.path.read_text(encoding="utf-8")
+        with file.path.open(encoding="utf-8-sig") as text:
+            return text.read(MAX_SVG_LENGTH + 1)
     data = iconify_icons(file.path)
     icon = data["icons"][file.icon]
     wide, high = (icon.get(side, data.get(side, 16)) for side in ("width", "height"))
@@ -202,7 +204,12 @@ def draw_svg(file: StickerFile) -> Image.Image:
             "or use PNG or WebP."
         ) from error
     try:
-        data = resvg.svg_to_bytes(svg_string=svg_of(file), width=RASTER_SIZE, height=RASTER_SIZE)
+        text = svg_of(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.where} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    checked = checked_svg(text, file.where)
+    try:
+        data = resvg.svg_to_bytes(svg_string=checked, width=RASTER_SIZE, height=RASTER_SIZE)
     except ValueError as error:
         raise ValueError(
             f"{file.where} is not a readable vector picture ({error}). Replace or remove it."
