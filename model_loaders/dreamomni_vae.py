@@ -14,8 +14,10 @@ import comfy.utils
 import folder_paths
 
 from ..dit.dreamomni.config import LatentSpec
-from ..dit.dreamomni.storage import VAE_WEIGHTS, load_vae
+from ..dit.dreamomni.storage import CONFIG, VAE_WEIGHTS, load_vae
 from ..dit.dreamomni.vae import PixelBlocks, SmallVAE
+from ..dit.weight_format import require_safetensors
+from .weight_files import SUFFIXES
 
 PIXEL_BYTES = 24
 """Numbers alive at once for each pixel and channel of the widest layer, generously."""
@@ -46,14 +48,17 @@ def open_vae(folder: Path, name: str, spec: LatentSpec) -> Any:
 
 
 def stock_file(folder: Path, name: str) -> Path:
-    """The one safetensors file in `folder/name`, that file itself, or the file `name` of models/vae."""
+    """The one safetensors file in `folder/name`, that file itself, or the file `name` of models/vae.
+
+    Raises FileNotFoundError where there is none, ValueError for a file of another format.
+    """
     place = folder / name
     files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []
-    if len(files) == 1:
-        return files[0]
-    shared = folder_paths.get_full_path("vae", name)
-    if not files and shared:
-        return Path(shared)
+    shared = None if files else folder_paths.get_full_path("vae", name)
+    found = [Path(shared)] if shared else files
+    if len(found) == 1:
+        require_safetensors([found[0].name], str(folder / CONFIG), SUFFIXES)
+        return found[0]
     problem = f"holds {', '.join(path.name for path in files)}: keep one" if files else "does not exist"
     raise FileNotFoundError(
         f"{place} {problem}. Put the VAE file there ({VAE_WEIGHTS} of our small VAE, ae.safetensors of Flux, "

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..dit.weight_format import require_safetensors
+
 FAMILIES = {
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
     "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
@@ -39,8 +41,8 @@ class VLMFolder:
 def open_vlm_folder(folder: Path) -> VLMFolder:
     """Check `folder` (Hugging Face layout) and name it.
 
-    Raises FileNotFoundError naming every missing file, ValueError for another family or an already
-    quantised model.
+    Raises FileNotFoundError naming every missing file, ValueError for another family, an already
+    quantised model and for pickled weights.
     """
     config = read_config(folder)
     family = config.get("model_type")
@@ -55,6 +57,7 @@ def open_vlm_folder(folder: Path) -> VLMFolder:
             f"{folder.name} is already quantised ({method}). Load the original bf16 folder and choose the "
             "precision (fp8, int8, nf4) in the node."
         )
+    refuse_pickled_adapter(folder)
     weights = weight_files(folder)
     missing = missing_files(folder, weights)
     if missing:
@@ -83,9 +86,20 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files the folder's index names, or the single one."""
     index = folder / INDEX
     if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / Path(name).name for name in sorted(set(names))]
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        require_safetensors(names, str(index))
+        return [folder / Path(name).name for name in names]
     return [folder / "model.safetensors"]
+
+
+def refuse_pickled_adapter(folder: Path) -> None:
+    """Raise ValueError where transformers would look for a LoRA and find it pickled."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{folder.name} holds adapter_config.json, but no adapter_model.safetensors; a pickled adapter "
+            "may run code when it is read and is not loaded. Download the safetensors version, or move the "
+            "adapter's files away."
+        )
 
 
 def missing_files(folder: Path, weights: list[Path]) -> list[str]:

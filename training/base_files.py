@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..dit.weight_format import require_safetensors
 from .files import file_sha256
 
 INDEX = "*.safetensors.index.json"
@@ -77,6 +78,7 @@ def indexed_shards(index: Path) -> tuple[Path, ...]:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no readable index of shards ({error!r}); download it again") from error
+    require_safetensors(named, str(index))
     missing = [name for name in named if not (index.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..tensor_names import tensor_faults
+from ..weight_format import require_safetensors
 from .config import OmniGenConfig, config_from_json
 from .embed import grid_positions
 from .network import OmniGenNetwork
@@ -45,8 +46,9 @@ def first_file(folder: Path, names: Iterable[str], what: str) -> Path:
 
 
 def sharded_weights(index: Path) -> tuple[Path, ...]:
-    """The shards an index names, all of them present."""
+    """The shards an index names, all of them present and in safetensors format."""
     names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    require_safetensors(names, str(index))
     missing = [name for name in names if not (index.parent / Path(name).name).is_file()]
     if missing:
         raise FileNotFoundError(

@@ -400,6 +400,23 @@ def test_a_stock_vae_file_is_read_by_name_or_from_the_folder(models_dir) -> None
         open_vae(folder, "vae", spec)
 
 
+@pytest.mark.parametrize("name", ["ae.pt", "ae.bin", "ae.ckpt"])
+@pytest.mark.parametrize("kind", ["vae", "dreamomni/toy"])
+def test_a_pickled_vae_is_not_unpickled(models_dir, monkeypatch, name, kind) -> None:
+    from pack.model_loaders.dreamomni import shared_parts
+    from pack.model_loaders.dreamomni_vae import open_vae
+
+    folder = models_dir / "dreamomni" / "toy"
+    folder.mkdir()
+    torch.save({"x": torch.ones(2)}, models_dir / kind / name)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    with pytest.raises(
+        ValueError, match=rf"config\.json names {name}, .* only \.safetensors and \.sft files"
+    ):
+        open_vae(folder, name, LatentSpec())
+    assert shared_parts(folder) == []
+
+
 def test_wrong_dtypes_control_nets_and_conditionings_are_named(tmp_path) -> None:
     folder = write_network(tmp_path / "toy")
     with pytest.raises(ValueError, match="weight_dtype 'int3': use one of default, bf16"):

@@ -117,6 +117,19 @@ def test_two_loose_files_are_ambiguous(tmp_path):
         load_omnigen(folder, "fp32")
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "sub/weights.pt", "model.safetensors.ckpt"])
+def test_pickled_weights_are_not_unpickled(tmp_path, monkeypatch, name):
+    from pack.model_loaders.omnigen import load_omnigen
+
+    folder = write_official(tmp_path / "a", tiny_config())
+    torch.save({"x": torch.ones(2)}, folder / name.rpartition("/")[2])
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": name}}))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    with pytest.raises(ValueError, match=rf"index\.json names {name}, which may run code when it is read"):
+        load_omnigen(folder, "fp32")
+
+
 def test_a_tokenizer_of_another_model(tmp_path):
     from pack.model_loaders.omnigen import load_omnigen
 

@@ -51,6 +51,18 @@ def test_missing_files_are_named_all_at_once(folder: Path, gone: list[str], name
         open_vlm_folder(folder)
 
 
+def test_pickles_that_transformers_would_read_are_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").touch()
+    with pytest.raises(ValueError, match=r"a pickled adapter may run code .* move the adapter's files away"):
+        open_vlm_folder(folder)
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "model.bin")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.bin"}}))
+    with pytest.raises(ValueError, match=r"index\.json names model\.bin, which may run code"):
+        open_vlm_folder(folder)
+
+
 def test_a_missing_shard_is_named_and_pickles_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}

@@ -103,6 +103,13 @@ def test_broken_folders_say_what_is_wrong(shards: Path, tmp_path: Path) -> None:
             base_files(shards)
 
 
+def test_pickled_shards_are_not_trained_on(shards: Path) -> None:
+    torch.save({"x": torch.ones(2)}, shards / "x.bin")
+    (shards / INDEX).write_text(json.dumps({"weight_map": {"x": "x.bin"}}))
+    with pytest.raises(ValueError, match=r"index\.json names x\.bin, which may run code"):
+        base_files(shards)
+
+
 def test_a_base_is_known_by_its_files(shards: Path, tmp_path: Path) -> None:
     one = saved_flux(tmp_path, tiny_flux())
     assert files_sha256(weights_of(one)) == file_sha256(one)
