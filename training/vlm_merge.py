@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .base_files import opened
 from .families.vlm import copy_beside
-from .files import require_space, write_json, write_tensors
+from .files import require_space, whole_folder, write_json, write_tensors
 
 LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
 INDEX = "model.safetensors.index.json"
@@ -40,30 +42,35 @@ def merge_vlm(base: Path, lora: Path, folder: Path) -> Path:
     """Write `folder`: the VLM of `base` with the LoRA added; ValueError when a weight finds no place."""
     deltas = lora_deltas(lora)
     files = sorted(base.glob("*.safetensors"))
-    require_space(folder.parent, sum(file.stat().st_size for file in files), "the merged VLM")
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    left = set(deltas)
-    for file in files:
-        with safe_open(file, "pt") as source:
-            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-        for name, tensor in tensors.items():
-            key = layer_name(name)
-            if key in deltas:
-                down, up, scaling = deltas[key]
-                merged = tensor.float() + scaling * (up.float() @ down.float())
-                tensors[name] = merged.to(tensor.dtype)
-                left.discard(key)
-        write_tensors(partial / file.name, tensors, {"format": "pt"})
-    if left:
-        shutil.rmtree(partial)
-        raise ValueError(f"{len(left)} weights of the LoRA are not in {base.name}, first {sorted(left)[0]}")
-    copy_beside(base, partial)
-    if (base / INDEX).is_file():
-        shutil.copyfile(base / INDEX, partial / INDEX)
-    with safe_open(lora, "pt") as file:
-        write_json(partial / "dreamomni.json", dict(file.metadata() or {}))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    require_space(folder.resolve().parent, sum(file.stat().st_size for file in files), "the merged VLM")
+    with whole_folder(folder) as partial:
+        partial.mkdir(parents=True)
+        left = set(deltas)
+        for file in files:
+            left -= merge_file(file, partial / file.name, deltas)
+        if left:
+            raise ValueError(
+                f"{len(left)} weights of the LoRA are not in {base.name}, first {sorted(left)[0]}"
+            )
+        copy_beside(base, partial)
+        if (base / INDEX).is_file():
+            shutil.copyfile(base / INDEX, partial / INDEX)
+        with safe_open(lora, "pt") as source:
+            write_json(partial / "dreamomni.json", dict(source.metadata() or {}))
     return folder
+
+
+def merge_file(file: Path, target: Path, deltas: Mapping[str, tuple[Tensor, Tensor, float]]) -> set[str]:
+    """Write one file of the VLM with what the LoRA adds to it; the deltas that found their place."""
+    placed: set[str] = set()
+    with opened(file) as source:
+        tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        key = layer_name(name)
+        if key is not None and key in deltas:
+            down, up, scaling = deltas[key]
+            merged = tensor.float() + scaling * (up.float() @ down.float())
+            tensors[name] = merged.to(tensor.dtype)
+            placed.add(key)
+    write_tensors(target, tensors, {"format": "pt"})
+    return placed

@@ -24,6 +24,7 @@ from pack.training.trainer import RunFolder, Trainer
 from pack.training.vlm_merge import merge_vlm
 from pack.vlm.reply import parse_reply
 from PIL import Image
+from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
 
@@ -199,3 +200,22 @@ def test_a_lora_of_another_model_cannot_be_merged(folder: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"1 weights of the LoRA are not in"):
         merge_vlm(folder, tmp_path / "lora.safetensors", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_that_fails_leaves_nothing_and_the_old_folder(tmp_path: Path) -> None:
+    lora, base, merged = tmp_path / "lora.safetensors", tmp_path / "base", tmp_path / "models" / "merged"
+    name = "layers.0.self_attn.q_proj"
+    parts = {"lora_A.weight": torch.ones(1, 4), "lora_B.weight": torch.ones(4, 1), "alpha": torch.tensor(1.0)}
+    write_tensors(lora, {f"{name}.{part}": tensor for part, tensor in parts.items()})
+    write_tensors(base / "model-1.safetensors", {f"model.{name}.weight": torch.zeros(4, 4)})
+    (base / "model-2.safetensors").write_bytes(b"cut short")
+    merged.mkdir(parents=True)
+    (merged / "config.json").write_text("old")
+    with pytest.raises(ValueError, match=r"model-2\.safetensors is damaged or incomplete"):
+        merge_vlm(base, lora, merged)
+    assert [path.name for path in merged.parent.rglob("*")] == ["merged", "config.json"]
+    (base / "model-2.safetensors").unlink()
+    assert (
+        load_file(merge_vlm(base, lora, merged) / "model-1.safetensors")[f"model.{name}.weight"].sum() == 16
+    )
+    assert not (merged / "config.json").exists()
