@@ -59,6 +59,7 @@ def write_tensors(
 @contextmanager
 def whole_folder(folder: Path) -> Generator[Path]:
     """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise."""
+    folder = folder.resolve()  # a link stays, and the folder it leads to is replaced
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -233,6 +233,20 @@ def test_a_folder_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["vlm", "config.json"]
 
 
+def test_a_linked_folder_is_filled_where_it_leads(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "vlm", tmp_path / "models" / "mine"
+    real.mkdir(parents=True)
+    (real / "old.json").touch()
+    link.parent.mkdir()
+    link.symlink_to(real)
+    with whole_folder(link) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text("{}")
+    assert link.is_symlink()
+    assert [path.name for path in link.iterdir()] == ["config.json"]
+    assert not list(tmp_path.rglob(".partial-*"))
+
+
 def test_a_full_disk_is_reported_and_the_run_goes_on(tmp_path: Path) -> None:
     place = toy_place(tmp_path)
     config = toy_config(
