@@ -63,7 +63,8 @@ def base_path(base: str, family: str) -> Path:
         if key != family:
             raise ValueError(f"{base!r} is no base for {family}; choose one that begins with {family}/")
         return model_folder(key, name)
-    if base.partition("/")[0] in FOLDER_FAMILIES and base in base_choices():
+    # A folder of diffusion models may be called like a family, too.
+    if base not in weight_names(BASES) and base in base_choices():
         raise ValueError(f"{base!r} is no base for kontext; choose a file of models/diffusion_models")
     files = weight_paths(BASES, base)
     return files[0].parent if len(files) > 1 and files[0].parent.name == PurePath(base).name else files[0]

@@ -155,6 +155,20 @@ def test_bases_and_missing_encoders_are_explained(models_dir: Path) -> None:
         picture_encoder(RunConfig(name="x", family="kontext"), plan, None)
 
 
+@pytest.mark.parametrize("folder", ["dreamomni", "omnigen"])
+def test_a_kontext_file_in_a_folder_called_like_a_family_is_a_base(models_dir: Path, folder: str) -> None:
+    from pack.nodes.training import base_choices, base_path
+
+    file = models_dir / "diffusion_models" / folder / "kontext.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    name = str(Path(folder) / file.name)
+    assert name in base_choices()
+    assert base_path(name, "kontext") == file
+    with pytest.raises((ValueError, FileNotFoundError), match=r"is no base for|no model folder"):
+        base_path(name, folder)
+
+
 def test_shards_are_offered_as_one_base(models_dir: Path) -> None:
     from host_models import kontext_weights, write_sharded
     from pack.nodes.training import base_choices, base_path
