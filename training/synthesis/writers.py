@@ -68,10 +68,15 @@ def disk_errors(folder: Path) -> Generator[None]:
         raise
 
 
+def flush(path: Path) -> None:
+    """Have a file on the disk; `training.files` does the same, but imports torch, which workers do not."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 def finish(partial: Path, final: Path) -> None:
     """Put a complete file in its place in one step."""
-    with partial.open("r+b") as file:
-        os.fsync(file.fileno())
+    flush(partial)
     partial.replace(final)
 
 
@@ -140,6 +145,9 @@ class FolderWriter:
                 with partial.open("wb") as lines:
                     for sample in samples:
                         lines.write(dump(self._write_sample(place, sample)) + b"\n")
+                # All before the list: after a power cut it must name nothing that is empty.
+                for path in place.iterdir():
+                    flush(path)
                 finish(partial, final)
         finally:
             partial.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import torch
 from pack.training.dataset import open_dataset
 from pack.training.drawn import DrawnSamples, DrawnStore
 from pack.training.encode import pixels_of
-from pack.training.synthesis import worker
+from pack.training.synthesis import worker, writers
 from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
 from pack.training.synthesis.samples import Synthesizer
@@ -32,6 +32,20 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_every_picture_is_on_the_disk_before_the_list_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    flush, replace = writers.flush, Path.replace
+    monkeypatch.setattr(writers, "flush", lambda path: (steps.append(path.name), flush(path)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (steps.append("in place"), replace(path, to)))
+    made = Synthesizer(recipe_for(32, 32, seed=2))
+    FolderWriter(tmp_path).write(0, (made.sample(index) for index in range(2)))
+    files = [path.name for path in (tmp_path / "pictures" / "000000").iterdir()]
+    assert steps[-1] == "in place" and steps.count("in place") == 1
+    assert {*files, "samples-000000.jsonl.partial"} <= set(steps)
 
 
 def test_shards_are_the_same_bytes_for_any_number_of_processes(tmp_path: Path) -> None:
