@@ -135,6 +135,14 @@ def test_a_faulty_line_is_named(folder: Path, line: str, message: str) -> None:
         open_dataset(folder).record(1)
 
 
+@pytest.mark.parametrize("scene", [b"", b"{", b"\xff"])
+def test_an_unreadable_scene_is_named(folder: Path, scene: bytes) -> None:
+    (folder / "s.json").write_bytes(scene)
+    write_lines(folder / "samples.jsonl", own_line(scene="s.json"))
+    with pytest.raises(ValueError, match=r"samples\.jsonl line 1, scene s\.json is not readable JSON"):
+        open_dataset(folder).check()
+
+
 def test_an_empty_instruction_is_found_by_the_check(folder: Path) -> None:
     write_lines(folder / "samples.jsonl", own_line(instruction=" "))
     with pytest.raises(ValueError, match=r"line 1, target pictures/blue.png: the instruction is empty"):

@@ -126,7 +126,10 @@ def read_scene(fields: LineFields, scene: Any) -> dict[str, Any] | None:
     if scene is None or isinstance(scene, dict):
         return scene
     place = fields.picture("scene", scene)
-    loaded = json.loads(place.read_bytes())
+    try:
+        loaded = json.loads(place.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{place.label} is not readable JSON ({error}). Mend or remove it.") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{place.label} must hold a JSON object.")
     return loaded
