@@ -22,26 +22,30 @@ FOLDERS = {
 def register_folders() -> None:
     """Add `models/<key>` beside whatever extra_model_paths.yaml or another pack registered before us."""
     for key, extensions in FOLDERS.items():
+        is_new = key not in folder_paths.folder_names_and_paths
         folder_paths.add_model_folder_path(key, os.path.join(folder_paths.models_dir, key))
         paths, known = folder_paths.folder_names_and_paths[key]
-        # A new key lists every file; a key somebody else made keeps what it accepts.
-        folder_paths.folder_names_and_paths[key] = (
-            paths,
-            set(known) | extensions if known else set(extensions),
-        )
+        # An empty set lists every file: right for a key that somebody else made so, not for a new one.
+        if is_new or known:
+            folder_paths.folder_names_and_paths[key] = (paths, set(known) | extensions)
     if SHIPPED.is_dir():
         # Last, so that new models are not saved there and a user's folder of the same name is found first.
         folder_paths.add_model_folder_path("dreamomni", str(SHIPPED))
 
 
 def model_folder_names(key: str) -> list[str]:
-    """Names of the sub-folders of `models/<key>` that hold a config.json or a safetensors file, sorted."""
+    """Names of the sub-folders of `models/<key>` that hold a config.json or a safetensors file, sorted.
+
+    Hidden ones are left out: a folder that is being written is one until it is whole.
+    """
     names = {
         entry.name
         for root in folder_paths.get_folder_paths(key)
         if os.path.isdir(root)
         for entry in Path(root).iterdir()
-        if entry.is_dir() and (any(entry.glob("*.json")) or any(entry.rglob("*.safetensors")))
+        if not entry.name.startswith(".")
+        and entry.is_dir()
+        and (any(entry.glob("*.json")) or any(entry.rglob("*.safetensors")))
     }
     return sorted(names)
 

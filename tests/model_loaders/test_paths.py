@@ -26,6 +26,14 @@ def test_a_folder_and_a_linked_folder_are_offered_and_found(models_dir: Path, tm
     assert (model_folder("vlm", "linked") / "config.json").is_file()
 
 
+def test_a_folder_that_is_being_written_is_not_offered(models_dir: Path) -> None:
+    from pack.model_loaders.paths import model_folder_names
+
+    for name in ("whole", ".partial-mine", ".cache"):
+        make(models_dir / "vlm" / name)
+    assert model_folder_names("vlm") == ["whole"]
+
+
 @pytest.mark.parametrize("name", ["../loras", "/etc", "", ".", "here/../../loras", "gone"])
 def test_a_name_that_leaves_the_root_is_unknown(models_dir: Path, name: str) -> None:
     from pack.model_loaders.paths import model_folder
@@ -93,6 +101,23 @@ def test_folders_of_extra_model_paths_stay_and_are_searched(
     assert model_folder(key, "here") == here
     both = make(other / "both"), make(models_dir / key / "both")
     assert model_folder(key, "both") == both[0]
+
+
+def test_a_key_of_others_that_lists_every_file_goes_on_doing_so(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.model_loaders.paths import FOLDERS, register_folders
+
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"vlm": ([str(models_dir / "vlm")], set())})
+    (models_dir / "vlm" / "model.gguf").touch()
+    (models_dir / "omnigen" / "notes.gguf").touch()
+    for _ in range(2):
+        register_folders()
+    assert folder_paths.get_filename_list("vlm") == ["model.gguf"]
+    assert folder_paths.get_filename_list("omnigen") == []
+    assert folder_paths.folder_names_and_paths["omnigen"][1] == FOLDERS["omnigen"]
 
 
 def test_folders_named_in_the_hosts_own_file_are_searched(
