@@ -14,7 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from .comfyui import ensure_comfyui
-from .places import PINNED_COMFYUI, ROOT, SetupError, comfyui_dir, environment_dir, environment_program
+from .places import (
+    PINNED_COMFYUI,
+    ROOT,
+    SetupError,
+    comfyui_dir,
+    environment_dir,
+    environment_program,
+    require_clone,
+)
 
 OLDEST_PYTHON = (3, 11)
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -25,6 +33,7 @@ REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt")
 
 def ensure_environment() -> Path:
     """Make or update the environment and the host; return its Python. Does nothing the second time."""
+    require_clone()
     python = environment_program("python")
     if not python.exists():
         create_environment()

@@ -38,3 +38,12 @@ def environment_program(name: str) -> Path:
     if sys.platform == "win32":
         return environment_dir() / "Scripts" / f"{name}.exe"
     return environment_dir() / "bin" / name
+
+
+def require_clone() -> None:
+    """Raise SetupError in the copy that ComfyUI-Manager makes, which is without tests and benchmarks."""
+    if not (ROOT / "tests").is_dir():
+        raise SetupError(
+            "this copy has no tests/; dev.py needs the git clone, not the copy ComfyUI-Manager makes. "
+            "README.md says how to get it"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .browser import find_browser
 from .checks import check
 from .environment import ensure_environment, run_child
-from .places import ROOT, environment_program
+from .places import ROOT, environment_program, require_clone
 
 QUICK = "not e2e and not browser"
 # pytest's word for "no test was selected", which is no failure of a part of the run.
@@ -14,6 +14,7 @@ NOTHING_SELECTED = 5
 
 def run_tests(part: str | None, extra: list[str]) -> int:
     """All tests, or the part `fast`, `e2e` or `browser`; `extra` goes to pytest. Returns an exit code."""
+    require_clone()
     if part in (None, "browser"):
         find_browser()
     ensure_environment()
@@ -41,5 +42,9 @@ def side_by_side() -> list[str]:
 
 
 def pytest(arguments: list[str]) -> int:
-    """Exit code of the environment's `pytest`; `python -m pytest` would put the root on sys.path."""
-    return run_child([environment_program("pytest"), "-q", *arguments], folder=ROOT)
+    """Exit code of the environment's `pytest`.
+
+    Through Python, as the script `pytest` holds the path of the folder it was made in; with -P, as the root
+    on sys.path would put our `nodes` in the place of ComfyUI's.
+    """
+    return run_child([environment_program("python"), "-P", "-m", "pytest", "-q", *arguments], folder=ROOT)

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -99,6 +100,42 @@ def test_a_base_folder_skips_the_first_run_dialog_and_keeps_settings(tmp_path: P
 )
 def test_a_part_that_failed_or_was_killed_fails_the_whole(codes: list[int], together: int) -> None:
     assert testing.together(codes) == together
+
+
+WHERE = f"""
+import pathlib, sys
+
+def test_the_root_is_not_on_the_path():
+    assert {str(ROOT)!r} not in [str(pathlib.Path(place).absolute()) for place in sys.path]
+"""
+
+
+@pytest.mark.parametrize("way", [[], ["-n", "2", "--dist", "loadfile"]])
+def test_tests_run_without_the_environments_scripts_and_without_the_root_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: list[str]
+) -> None:
+    """The scripts of an environment that was moved with its folder lead to a Python that is gone."""
+    programs = {"python": Path(sys.executable)}
+    monkeypatch.setattr(testing, "environment_program", lambda name: programs.get(name, tmp_path / name))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "test_where.py").write_text(WHERE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+    options = ["-c", tmp_path / "pytest.ini", "-p", "no:cacheprovider", tmp_path / "test_where.py"]
+    assert testing.pytest([*way, *map(str, options)]) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "test", "demo"])
+def test_a_copy_without_tests_says_so_before_anything_is_made(tmp_path: Path, command: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "host", copy / "host")
+    shutil.copyfile(ROOT / "dev.py", copy / "dev.py")
+    shutil.copyfile(ROOT / "constraints.txt", copy / "constraints.txt")
+    own = {name: value for name, value in os.environ.items() if name != "COMFYUI_DIR"}
+    run = [sys.executable, copy / "dev.py", command]
+    result = subprocess.run(run, cwd=tmp_path, env=own, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("dev.py: this copy has no tests/; dev.py needs the git clone")
+    assert not (copy / ".venv").exists()
 
 
 CHILD = """
