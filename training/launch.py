@@ -237,7 +237,7 @@ def run_with_ladder(
     start: Callable[..., int] = run_once,
     processes: int = 1,
 ) -> RunConfig:
-    """Train; when memory runs out, give up the next thing and go on from the last step, three times at most.
+    """Train; when memory runs out, give up the next thing and go on from the last checkpoint, thrice at most.
 
     `encode` fills the cache for a config before each start. Returns the config of the start that ended well;
     raises TrainingError with the last words of the process otherwise.

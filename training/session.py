@@ -56,6 +56,8 @@ class Session:
         self.ema = moving_average(self.trainable, config.optimizer.ema_decay)
         self.monitor, self.best, self.best_stage = LossMonitor(), BestValue(), 0
         self.step = self.validated_step = 0
+        self.whole = True
+        """Whether weights, moments and moving average are those of one and the same step."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 arithmetic unless the run is fp32 throughout."""
@@ -72,6 +74,13 @@ class Session:
         return rate
 
     @contextmanager
+    def changing(self) -> Generator[None]:
+        """The block changes the state part by part; where it raises, the state is left not `whole`."""
+        self.whole = False
+        yield
+        self.whole = True
+
+    @contextmanager
     def saved_weights(self) -> Generator[dict[str, Tensor]]:
         """Inside the block the network is as it is saved: the moving average if there is one, no dropout."""
         parameters = list(self.trainable.values())
@@ -79,14 +88,16 @@ class Session:
         self.network.eval()
         if self.ema is not None:
             self.ema.store(parameters)
-            self.ema.copy_to(parameters)
         try:
+            if self.ema is not None:
+                self.ema.copy_to(parameters)
             yield {name: parameter.detach() for name, parameter in self.trainable.items()}
         finally:
             for module in learning:
                 module.training = True
             if self.ema is not None:
-                self.ema.restore(parameters)
+                with self.changing():
+                    self.ema.restore(parameters)
 
     def state(self, dataset: str, base_hashes: Mapping[str, str]) -> RunState:
         """What a checkpoint holds; `dataset` is the fingerprint of the samples."""
@@ -117,17 +128,18 @@ class Session:
         if saved.keys() != self.trainable.keys():
             odd = sorted(saved.keys() ^ self.trainable.keys())[:3]
             raise ValueError(f"the checkpoint belongs to another network, for example {', '.join(odd)}")
-        with torch.no_grad():
-            for name, parameter in self.trainable.items():
-                parameter.copy_(saved[name])
-        restore_optimizer(self.optimizer, state.tensors, state.data["optimizer"])
-        if self.ema is not None:
-            self.ema.optimization_step = state.data["ema_step"]
-            for index, shadow in enumerate(self.ema.shadow_params):
-                shadow.data.copy_(state.tensors[f"ema.{index}"])
-        self.monitor = LossMonitor.restored(state.data["monitor"])
-        self.best, self.best_stage = BestValue(*state.data["best"]), state.data["best_stage"]
-        self.step, self.validated_step = state.step, state.data["validated_step"]
+        with self.changing():
+            with torch.no_grad():
+                for name, parameter in self.trainable.items():
+                    parameter.copy_(saved[name])
+            restore_optimizer(self.optimizer, state.tensors, state.data["optimizer"])
+            if self.ema is not None:
+                self.ema.optimization_step = state.data["ema_step"]
+                for index, shadow in enumerate(self.ema.shadow_params):
+                    shadow.data.copy_(state.tensors[f"ema.{index}"])
+            self.monitor = LossMonitor.restored(state.data["monitor"])
+            self.best, self.best_stage = BestValue(*state.data["best"]), state.data["best_stage"]
+            self.step, self.validated_step = state.step, state.data["validated_step"]
 
 
 def make_trainable(

@@ -134,8 +134,9 @@ class StepRunner:
         loss, norm = self.gradients(step, step_of_stage)
         finite = session.monitor.add(loss, norm)
         if finite:
-            session.optimizer.step()
-            if session.ema is not None:
-                session.ema.step(list(session.trainable.values()))
+            with session.changing():
+                session.optimizer.step()
+                if session.ema is not None:
+                    session.ema.step(list(session.trainable.values()))
         session.optimizer.zero_grad(set_to_none=True)
         return loss, norm, rate, finite

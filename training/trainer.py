@@ -94,7 +94,8 @@ class Trainer:
     def run(self) -> str:
         """Train to the end; `finished`, `cancelled` or `stopped` (patience ran out).
 
-        Raises DivergedError (rewound), and RuntimeError when memory ran out (a checkpoint is written).
+        Raises DivergedError (rewound), and RuntimeError when memory ran out (with a checkpoint, unless
+        it happened while the weights were changed: then the run goes on from the one before).
         """
         session, config = self.session, self.session.config
         self.resume()
@@ -257,6 +258,8 @@ class Trainer:
                 path = self.place.folder / SAMPLES / f"step-{session.step:09d}-{number}.safetensors"
                 write_tensors(path, latents, {"id": store.entries[chosen[number]].id})
         except (RuntimeError, ValueError, OSError) as error:
+            if not session.whole:  # the weights before the moving average's could not be put back
+                raise
             self.emit({"event": "sample_failed", "step": session.step, "message": str(error)[:500]})
             return
         self.emit({"event": "samples", "step": session.step, "count": len(chosen)})
@@ -278,11 +281,16 @@ class Trainer:
             self.team.wait()
 
     def keeps_older(self) -> bool:
-        """Whether these weights may be going wrong and good ones lie on disk, which they would replace."""
+        """Whether this state is torn, or may be going wrong and would replace a good one on disk."""
         kept = checkpoint_steps(self.place.checkpoints)
-        if not (self.session.monitor.is_suspect and kept):
+        if not self.session.whole:
+            why = "memory ran out while the weights were changed"
+        elif self.session.monitor.is_suspect and kept:
+            why = "the loss was rising"
+        else:
             return False
-        words = f"the loss was rising, so this step was not saved; the run goes on from step {kept[-1]}"
+        onward = f"from step {kept[-1]}" if kept else "from the start"
+        words = f"{why}, so this step was not saved; the run goes on {onward}"
         self.emit({"event": "note", "step": self.session.step, "message": words})
         return True
 
