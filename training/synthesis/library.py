@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Library:
         self.stickers: dict[str, StickerFile] = {file.key: file for file in found}
         self.photos: dict[str, Photo] = find_photos(backgrounds_folder) if backgrounds_folder else {}
         self._kept: OrderedDict[tuple, object] = OrderedDict()
+        self._lock = threading.Lock()
 
     def sticker(self, key: str, radius: float) -> tuple[Image.Image, float]:
         """The RGBA sticker scaled to a circle of about `radius` pixels, and the exact radius it has."""
@@ -137,9 +139,13 @@ class Library:
         )
 
     def _remember(self, key: tuple, load: Callable[[], Kept]) -> Kept:
-        if key not in self._kept:
-            self._kept[key] = load()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return cast(Kept, self._kept[key])
+        loaded = load()  # outside the lock, so that threads need not wait for each other's files
+        with self._lock:
+            self._kept[key] = loaded
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return cast(Kept, self._kept[key])
+        return loaded

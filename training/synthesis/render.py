@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -76,19 +77,24 @@ def radius_in_pixels(item: SceneObject, size: tuple[int, int]) -> float:
 
 
 class Renderer:
-    """Draws scenes of one canvas size; `library` provides stickers and photos from files."""
+    """Draws scenes of one canvas size; `library` provides stickers and photos from files.
+
+    Threads may share it, as those that train and that read ahead do.
+    """
 
     def __init__(self, size: tuple[int, int], library: Library) -> None:
         self.size = size
         self.library = library
         self._cutouts: OrderedDict[tuple[SceneObject, Style], Cutout] = OrderedDict()
         self._background: tuple[Background, Canvas] | None = None
+        self._lock = threading.Lock()
 
     def draw(self, scene: Scene) -> Canvas:
         """The picture of a scene, (height, width, 3)."""
-        if self._background is None or self._background[0] != scene.background:
-            self._background = (scene.background, self.background(scene.background))
-        canvas = self._background[1].copy()
+        kept = self._background  # looked at once: another thread may put its own there meanwhile
+        if kept is None or kept[0] != scene.background:
+            self._background = kept = (scene.background, self.background(scene.background))
+        canvas = kept[1].copy()
         for item in scene.objects:
             self._compose(canvas, self.cut_out(item, scene.style), scene.style)
         for mark in scene.marks:
@@ -121,11 +127,16 @@ class Renderer:
     def cut_out(self, item: SceneObject, style: Style) -> Cutout:
         """An object drawn alone on its box; source, target and mask of a sample share it."""
         key = (item, style)
-        if key not in self._cutouts:
-            self._cutouts[key] = self._draw_object(item, style)
+        with self._lock:
+            kept = self._cutouts.get(key)
+        if kept is not None:
+            return kept
+        drawn = self._draw_object(item, style)
+        with self._lock:
+            self._cutouts[key] = drawn
             if len(self._cutouts) > KEPT_CUTOUTS:
                 self._cutouts.popitem(last=False)
-        return self._cutouts[key]
+        return drawn
 
     def _draw_object(self, item: SceneObject, style: Style) -> Cutout:
         width, height = self.size
