@@ -150,9 +150,15 @@ def iconify_stickers(path: Path, folder: Path) -> list[StickerFile]:
     ]
 
 
-@functools.lru_cache(maxsize=4)
 def iconify_icons(path: Path) -> dict[str, Any]:
     """The parsed file; raises ValueError if it is not iconify's format."""
+    status = path.stat()
+    return parsed_icons(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def parsed_icons(path: Path, size: int, changed: int) -> dict[str, Any]:
+    """What `iconify_icons` reads, kept as long as the file has this size and this time of its last change."""
     data = json_of(path)
     if not isinstance(data, dict) or not isinstance(data.get("icons"), dict):
         raise ValueError(f"{path} is not an iconify file: it has no table `icons`.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_an_emoji_package_is_joined_with_its_labels(tmp_path: Path) -> None:
     assert {file.noun for file in find_stickers(tmp_path)} == {"grinning face", "red heart"}
     (tmp_path / "en" / "data.json").unlink()
     assert {file.noun for file in find_stickers(tmp_path)} == {"হাসি মুখ"}, "better than none"
+
+
+def test_a_mended_iconify_file_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "icons.json"
+    for name in ("apple", "grape"):  # as long as the other
+        path.write_text(json.dumps({"icons": {name: {"body": ""}}}))
+        os.utime(path, ns=(0, ord(name[0])))  # however coarse the disk's clock is
+        assert [file.icon for file in find_stickers(tmp_path)] == [name]
 
 
 def test_iconify_files_are_drawn(tmp_path: Path) -> None:
