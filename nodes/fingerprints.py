@@ -14,6 +14,7 @@ from ..model_loaders.dreamomni import shared_parts
 from ..model_loaders.lora import SETTINGS_FILE, lora_path
 from ..model_loaders.paths import model_folder
 from ..model_loaders.weight_files import weight_paths
+from ..training.synthesis.generate import LOCK
 from .dataset_folders import datasets, input_folder
 
 UNKNOWN = ""
@@ -35,12 +36,13 @@ def files_state(files: Iterable[Path]) -> str:
 
 
 def files_below(path: Path, levels: int = LEVELS) -> Iterator[Path]:
-    """The files of a folder and of the folders in it, or a single file."""
+    """The files of a folder and of the folders in it, or a single file; a lock is none of them."""
     if not path.is_dir():
         yield path
     elif levels:
         for entry in sorted(path.iterdir()):
-            yield from files_below(entry, levels - 1)
+            if entry.name != LOCK:
+                yield from files_below(entry, levels - 1)
 
 
 def folder_state(path: Path) -> str:

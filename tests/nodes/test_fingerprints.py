@@ -111,6 +111,17 @@ def test_a_model_file_that_changed(models_dir: Path) -> None:
     assert fingerprint("LoadKontext", unet_name=None) == fingerprint("LoadKontext", unet_name="../x") == ""
 
 
+def test_the_lock_of_a_dataset_is_no_part_of_it(output_dir: Path) -> None:
+    from pack.training.synthesis.generate import dataset_lock
+
+    folder = output_dir / "dreamomni" / "datasets" / "mine"
+    write(folder / "samples.jsonl")
+    before = fingerprint("LoadDataset", name="mine")
+    with dataset_lock(folder):
+        assert fingerprint("LoadDataset", name="mine") == before
+    assert fingerprint("LoadDataset", name="mine") == before
+
+
 def test_a_picture_deep_in_a_dataset_that_changed(output_dir: Path) -> None:
     folder = output_dir / "dreamomni" / "datasets" / "mine"
     write(folder / "samples.jsonl")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..datasets.shards import INDEX_SUFFIX
 from .config import SynthesisConfig
 from .samples import Sample, Synthesizer
@@ -19,6 +21,7 @@ from .writers import FORMATS, PARTIAL, WRITERS, FolderWriter
 log = logging.getLogger("dreamomni")
 
 MANIFEST = "dataset.json"
+LOCK = ".lock"
 VERSION = 3
 """Raised when the same recipe gives other pictures than before."""
 
@@ -86,6 +89,33 @@ def manifest_of(job: Job, material: str) -> dict[str, Any]:
     }
 
 
+def require_own_folder(folder: Path) -> None:
+    """Raise ValueError for a folder that holds something else than a dataset of this pack."""
+    if (folder / MANIFEST).is_file() or not folder.is_dir():
+        return
+    if any(entry.name != LOCK for entry in folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty and holds no dataset of this pack. Choose another name or empty it."
+        )
+
+
+def dataset_lock(folder: Path) -> FileLock:
+    """The acquired lock of a dataset; BlockingIOError when another process writes in this folder.
+
+    The operating system frees it when its owner dies, however it dies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another process is writing the dataset {folder.name!r}; wait for it, cancel it, or choose "
+            "another name"
+        ) from error
+    return lock
+
+
 def prepare(job: Job, material: str) -> list[int]:
     """Make or check the folder, clear what a killed run left; returns the parts that are still to do.
 
@@ -93,11 +123,8 @@ def prepare(job: Job, material: str) -> list[int]:
     another dataset.
     """
     manifest, path = manifest_of(job, material), job.folder / MANIFEST
+    require_own_folder(job.folder)
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if found is None and job.folder.is_dir() and any(job.folder.iterdir()):
-        raise ValueError(
-            f"{job.folder} is not empty and holds no dataset of this pack. Choose another name or empty it."
-        )
     if found is not None and has_parts(job.folder):
         require_same(found, manifest, job.folder)
     if found != manifest:
@@ -201,12 +228,21 @@ def write_part(job: Job, synthesizer: Synthesizer, part: int, report: Report, do
 def generate(job: Job, processes: int = 1, report: Report = lambda done, sample: None) -> Path:
     """Write the dataset, or what is missing of it, and return its folder.
 
-    The bytes do not depend on the number of processes. Raises ValueError for a folder of another dataset
-    and OSError, with all finished parts intact, if the disk is full.
+    The bytes do not depend on the number of processes. Raises ValueError for a folder of another dataset,
+    BlockingIOError while another process writes it and OSError, with all finished parts intact, if the disk
+    is full.
     """
     synthesizer = Synthesizer(job.config)
     if not has_parts(job.folder):
         synthesizer.library.check_stickers(lambda: report(0, None))
+    require_own_folder(job.folder)  # nothing is put into somebody else's, not even a lock
+    with dataset_lock(job.folder):
+        write_missing(job, synthesizer, processes, report)
+    return job.folder
+
+
+def write_missing(job: Job, synthesizer: Synthesizer, processes: int, report: Report) -> None:
+    """Write the parts that are not there yet; the folder's lock is held."""
     todo = prepare(job, synthesizer.library.fingerprint())
     finished = job.count - sum(len(job.indices(part)) for part in todo)
     if todo:
@@ -219,7 +255,6 @@ def generate(job: Job, processes: int = 1, report: Report = lambda done, sample:
             run_processes(job, todo, min(processes, len(todo)), lambda count: report(finished + count, None))
         finally:
             clear_leftovers(job.folder)
-        return job.folder
+        return
     for part in todo:
         finished = write_part(job, synthesizer, part, report, finished)
-    return job.folder

@@ -16,7 +16,7 @@ from pack.training.drawn import DrawnSamples, DrawnStore
 from pack.training.encode import pixels_of
 from pack.training.synthesis import worker, writers
 from pack.training.synthesis.config import recipe_for
-from pack.training.synthesis.generate import Job, config_from_json, generate, job_from_json
+from pack.training.synthesis.generate import Job, config_from_json, dataset_lock, generate, job_from_json
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.synthesis.writers import FolderWriter, ShardWriter
 
@@ -178,6 +178,7 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match=r"mine is not empty and holds no dataset of this pack"):
         generate(job(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +244,31 @@ def test_a_worker_tells_its_error(tmp_path: Path) -> None:
     poor = dataclasses.replace(config, colours=("red",))
     with pytest.raises(ValueError, match=r"no recolour could be made"):
         generate(job(tmp_path / "a", config=poor), 2)
+
+
+@pytest.mark.parametrize("form", ["shards", "folder"])
+def test_two_that_write_one_dataset_are_refused(tmp_path: Path, form: str) -> None:
+    order, told = job(tmp_path / "a", format=form), []
+
+    def second(done: int, sample: object) -> None:
+        if done == 6:  # in the middle of the second part
+            with pytest.raises(
+                BlockingIOError, match="another process is writing the dataset 'a'; wait"
+            ) as error:
+                generate(order)
+            told.append(error)
+
+    generate(order, 1, second)
+    assert len(told) == 1
+    generate(job(tmp_path / "b", format=form))
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert len(open_dataset(tmp_path / "a")) == 12
+    generate(order)
+
+
+def test_a_folder_with_nothing_but_a_lock_is_empty(tmp_path: Path) -> None:
+    dataset_lock(tmp_path / "a").release()
+    assert len(open_dataset(generate(job(tmp_path / "a", 4)))) == 4
 
 
 def test_jobs_survive_json(tmp_path: Path) -> None:
