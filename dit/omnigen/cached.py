@@ -176,6 +176,10 @@ def find_or_write(
         if not use.cache.make_room(needed, use.settings.max_bytes):
             return None
     device = use.placement(needed)
+    while device != like.device and use.cache.drop_oldest(like.device, parent):
+        device = use.placement(needed)  # earlier pictures held the memory that this one would read faster
+    while device is None and use.cache.drop_oldest(torch.device("cpu"), parent):
+        device = use.placement(needed)
     if device is None:
         return None
     entry = Entry(prefix.elements, slots, context, parent, shared, device)

@@ -217,6 +217,19 @@ class PrefixCache:
                 del self.entries[key]
         return fits()
 
+    def drop_oldest(self, device: torch.device, keep: Entry | None = None) -> bool:
+        """Drop the longest unused entry of earlier runs on `device`; False where there is none.
+
+        `keep`, a parent to be, stays, and so does all that this run's entries share rows with.
+        """
+        running = [entry for entry in self.entries.values() if entry.used_in_run >= self.run]
+        kept = with_ancestors([*running, *([] if keep is None else [keep])])
+        for key, entry in self.entries.items():
+            if entry.device == device and entry not in kept:
+                del self.entries[key]
+                return True
+        return False
+
     def add(self, entry: Entry) -> None:
         """Keep a finished entry."""
         entry.used_in_run = self.run

@@ -216,6 +216,47 @@ def test_a_new_prompt_every_run_keeps_the_limit_and_the_pictures(network):
     assert cache.prefills == len(words)
 
 
+def test_earlier_pictures_make_room_where_memory_is_short(network):
+    """What is free beside the entries holds two pictures; there is no other place."""
+    torch.manual_seed(4)
+    prefixes = [prefix_of(f"{ONE} on a beach", [torch.randn(1, 4, 6, 4)]) for _ in range(4)]
+    cache, latent, sigma = PrefixCache(), torch.randn(1, 4, 4, 4), torch.tensor([0.5])
+    one = bytes_per_token(tiny_config(), 4, False) * (prefixes[0].length + 1)
+
+    def placement(size):
+        return torch.device("cpu") if cache.num_bytes + size <= 2 * one else None
+
+    with torch.inference_mode():
+        for prefix in prefixes:
+            cache.start_run()
+            use = use_of(cache, (0.5,), placement)
+            for _ in range(2):
+                cached_velocity(network, latent, sigma, prefix, use, torch_attention)
+        assert [entry.elements for entry in cache.entries.values()] == [p.elements for p in prefixes[2:]]
+        assert cache.prefills == 4
+        for prefix in prefixes[:2]:  # of one run: the second finds room where the last run's were
+            cached_velocity(network, latent, sigma, prefix, use, torch_attention)
+    # Picture 4 belongs to the present run and stays; beside it there is room for one of the others.
+    assert [entry.elements for entry in cache.entries.values()] == [
+        prefixes[3].elements, prefixes[0].elements,
+    ]  # fmt: skip
+
+
+def test_the_parent_of_what_is_written_makes_no_room(network):
+    torch.manual_seed(4)
+    references = [torch.randn(1, 4, 6, 4)]
+    cache, latent, sigma = PrefixCache(), torch.randn(1, 4, 4, 4), torch.tensor([0.5])
+    answers = iter([torch.device("cpu"), None])
+    with torch.inference_mode():
+        for words in ("on a beach", "in a wood"):
+            cache.start_run()
+            use = use_of(cache, (0.5,), lambda size: next(answers))
+            cached_velocity(
+                network, latent, sigma, prefix_of(f"{ONE} {words}", references), use, torch_attention
+            )
+    assert len(cache.entries) == 1
+
+
 def test_rows_are_shared_with_who_owns_them(network):
     cache = PrefixCache()
     # Repeated, the first prompt's entry stands behind the second's, which has the same rows in common.
