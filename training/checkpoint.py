@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None)
     try:
         write_tensors(partial / TENSORS, state.tensors)
         write_json(partial / STATE, {"step": state.step, "data": state.data})
-        hashes = {name: file_sha256(partial / name) for name in (TENSORS, STATE)}
+        hashes = {name: file_sha256(partial / name, lambda: mark(partial)) for name in (TENSORS, STATE)}
         write_json(partial / MANIFEST, hashes)
         flush_to_disk(partial)
         final = checkpoint_path(folder, state.step)
@@ -67,6 +68,12 @@ def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None)
         shutil.rmtree(partial, ignore_errors=True)
     prune(folder, best_step)
     return final
+
+
+def mark(folder: Path) -> None:
+    """Give a folder the time of now, which tells whoever waits for it that work on it goes on."""
+    with suppress(OSError):
+        os.utime(folder)
 
 
 def remove_partial(folder: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ from .memory import next_rung
 from .metrics import MetricsFile
 from .process import EXIT_OUT_OF_MEMORY, chosen_device
 from .run_file import CANCEL, HEARTBEAT, LOG, MEMORY_RAN_OUT, RunFile
-from .trainer import CHECKPOINTS, RunFolder
+from .trainer import CHECKPOINTS, EXPORTS, RunFolder
 
 WORKER = Path(__file__).with_name("worker.py")
 IDLE_SECONDS = 0.5
@@ -139,12 +139,18 @@ class Worker:
         return self.process.wait()
 
     def cancel(self) -> None:
-        """Ask for a checkpoint and an end; kill the process group if that takes too long."""
+        """Ask for a checkpoint and an end; kill the process group when that comes to a halt.
+
+        A large checkpoint takes minutes: the time begins anew whenever something more of it is written.
+        """
         (self.folder / CANCEL).touch()
-        limit = time.monotonic() + CANCEL_SECONDS
+        written, limit = half_written(self.folder), time.monotonic() + CANCEL_SECONDS
         while self.process is not None and self.process.poll() is None:
             self.beat()
-            if time.monotonic() > limit:
+            before, written = written, half_written(self.folder)
+            if written != before:
+                limit = time.monotonic() + CANCEL_SECONDS
+            elif time.monotonic() > limit:
                 self.stop()
                 return
             time.sleep(0.05)
@@ -160,6 +166,18 @@ class Worker:
             except ProcessLookupError:
                 return
         self.process.wait()
+
+
+def half_written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of all that a run is writing but has not finished."""
+    found = {}
+    for place in (CHECKPOINTS, EXPORTS):
+        with suppress(FileNotFoundError):  # finished while we look
+            for partial in (folder / place).glob(".partial-*"):
+                for path in (partial, *partial.rglob("*")):
+                    status = path.stat()
+                    found[path] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def log_tail(folder: Path) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from pack.training import process
+from pack.training import launch, process
 from pack.training.cache import TensorCache
-from pack.training.checkpoint import checkpoint_steps
+from pack.training.checkpoint import RunState, checkpoint_steps, save_checkpoint
 from pack.training.config import (
     AdapterConfig,
     MemoryConfig,
@@ -26,7 +26,7 @@ from pack.training.config import (
 from pack.training.encode import SampleEntry, read_manifest
 from pack.training.files import write_text
 from pack.training.ladder import laddered
-from pack.training.launch import TrainingError, run_once, run_with_ladder
+from pack.training.launch import TrainingError, Worker, half_written, run_once, run_with_ladder
 from pack.training.memory import next_rung
 from pack.training.metrics import read_metrics
 from pack.training.process import EXIT_OUT_OF_MEMORY, chosen_device
@@ -288,6 +288,59 @@ def test_a_cancel_file_a_signal_or_a_dead_owner_stop_the_process(tmp_path: Path)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
+
+
+class Saving:
+    """A process that writes a little more of a checkpoint at each look, and ends or hangs after `looks`."""
+
+    def __init__(self, folder: Path, looks: int, ends: bool) -> None:
+        self.partial, self.looks, self.ends, self.looked = folder / ".partial-1", looks, ends, 0
+        self.partial.mkdir(parents=True)
+
+    def poll(self) -> int | None:
+        self.looked += 1
+        if self.looked < self.looks:
+            with (self.partial / "state.safetensors").open("ab") as file:
+                file.write(b"more")
+        return 0 if self.ends and self.looked >= self.looks else None
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("place", ["checkpoints", "exports"])
+def test_a_cancel_waits_for_a_large_save_while_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, ends: bool
+) -> None:
+    monkeypatch.setattr(launch, "CANCEL_SECONDS", 0.2)
+    worker, killed = Worker(tmp_path), []
+    saving = Saving(tmp_path / place, looks=20, ends=ends)
+    monkeypatch.setattr(worker, "process", saving)
+    monkeypatch.setattr(worker, "stop", lambda: killed.append(saving.looked))
+    began = time.monotonic()
+    worker.cancel()
+    assert time.monotonic() - began > 4 * launch.CANCEL_SECONDS
+    assert saving.looked >= 20
+    assert bool(killed) != ends, "only what hangs is killed"
+
+
+def test_a_checkpoint_shows_life_while_it_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.training import checkpoint, files
+
+    seen, mark = [], checkpoint.mark
+
+    def marked(folder: Path) -> None:
+        os.utime(folder, (0, 0))
+        before = half_written(tmp_path)
+        mark(folder)
+        seen.append(half_written(tmp_path) != before)
+
+    monkeypatch.setattr(files, "CHUNK", 1024)
+    monkeypatch.setattr(checkpoint, "mark", marked)
+    state = RunState(step=1, tensors={"weight.a": torch.zeros(1024)}, data={})
+    save_checkpoint(tmp_path / "checkpoints", state)
+    assert len(seen) > 4 and all(seen)
+    assert half_written(tmp_path) == {}
 
 
 def test_two_processes_equal_one_at_the_same_global_batch(tmp_path: Path) -> None:
