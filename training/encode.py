@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,8 @@ from .config import RunConfig
 from .dataset import EditDataset, EditSample
 from .families.base import PROMPT_VARIANTS, EncodePlan
 from .files import write_text
+
+log = logging.getLogger("dreamomni")
 
 ASPECT_LIMIT = 4.0
 MASK_REDUCTION = 8
@@ -135,8 +138,12 @@ class Encoding:
     def picture(self, image: Image.Image) -> tuple[str, list[int]]:
         """(key, shape) of an encoded picture of final size."""
         key = picture_key(image, self.encode_picture.identity)
-        if key not in self.cache:
-            self.cache.write(key, {"latent": self.encode_picture(image)})
+        if key in self.cache:
+            try:
+                return key, self.cache.shape(key)
+            except ValueError as error:  # damaged, so it is made anew while the picture is at hand
+                log.warning("%s; it is encoded anew", error)
+        self.cache.write(key, {"latent": self.encode_picture(image)})
         return key, self.cache.shape(key)
 
     def stored(self, image: Image.Image, kind: str, make: Callable[[Image.Image], Tensor]) -> str:

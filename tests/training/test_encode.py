@@ -42,6 +42,27 @@ class CountingPrompts:
         return {"context": torch.tensor([float(len(prompt))])}
 
 
+class StrictCache(TensorCache):
+    """Looks at the whole entry for its shape, as `read` does: a damaged one is removed with a ValueError."""
+
+    def shape(self, key: str, name: str = "latent") -> list[int]:
+        return list(self.read(key)[name].shape)
+
+
+def test_a_damaged_picture_in_the_cache_is_encoded_anew(tmp_path: Path) -> None:
+    cache = StrictCache(tmp_path / "cache")
+    made = dataclasses.replace(encoding(tmp_path), cache=cache)
+    picture = Image.new("RGB", (64, 64), (9, 9, 9))
+    key, shape = made.picture(picture)
+    whole = cache.path(key).read_bytes()
+    cache.path(key).write_bytes(whole[:-1])
+    assert made.picture(picture) == (key, shape)
+    assert cache.path(key).read_bytes() == whole
+    assert len(made.encode_picture.sizes) == 2
+    made.picture(picture)
+    assert len(made.encode_picture.sizes) == 2
+
+
 def dataset_folder(folder: Path, count: int = 4) -> Path:
     lines = []
     for number in range(count):
