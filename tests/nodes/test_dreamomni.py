@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from live_server import read_workflow
+from pack.host.prompt import workflow_to_prompt
 from tiny_dreamomni import write_adapter, write_dreamomni
 
 pytestmark = pytest.mark.host
@@ -88,3 +93,59 @@ def test_masked_source_says_when_nothing_is_masked(caplog) -> None:
     assert source.shape == (1, 8, 16, 3)
     assert source[:, :, :8].abs().max() == 0
     assert area.sum() == 64
+
+
+def run_nodes(name: str, classes: dict[str, Any], results: dict[str, Any]) -> None:
+    """Run a shipped workflow's nodes of these classes; `results`, by class, has what the others give."""
+    workflow = read_workflow(name)
+    info = {node["type"]: {"input": {}} for node in workflow["nodes"]}
+    info |= {kind: {"input": node.INPUT_TYPES()} for kind, node in classes.items()}
+    prompt = workflow_to_prompt(workflow, info)
+
+    def outputs(number: str) -> Any:
+        kind = prompt[number]["class_type"]
+        if kind not in results:
+            inputs = prompt[number]["inputs"].items()
+            values = {key: outputs(v[0])[v[1]] if isinstance(v, list) else v for key, v in inputs}
+            node = classes[kind]
+            results[kind] = (
+                node.execute(**values).result
+                if hasattr(node, "execute")
+                else getattr(node(), node.FUNCTION)(**values)
+            )
+        return results[kind]
+
+    for number, node in prompt.items():
+        if node["class_type"] in classes:
+            outputs(number)
+
+
+def test_the_inpaint_workflow_changes_nothing_outside_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.nodes.dreamomni import MaskedSource
+    from pack.nodes.references import ReferenceSetNode
+
+    # These nodes import the server for a text on the node, which needs a graph.
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))
+    from comfy_extras.nodes_images import GetImageSize, ImageCrop
+    from comfy_extras.nodes_mask import ImageCompositeMasked
+
+    classes = {
+        "DreamOmniMaskedSource": MaskedSource,
+        "DreamOmniReferenceSet": ReferenceSetNode,
+        "GetImageSize": GetImageSize,
+        "ImageCrop": ImageCrop,
+        "ImageCompositeMasked": ImageCompositeMasked,
+    }
+    picture, mask = torch.full((1, 427, 640, 3), 0.5), torch.zeros(1, 427, 640)
+    # The model paints white, in the size of the references: 832 x 427 px in multiples of 16.
+    results = {
+        "ImageScaleToTotalPixels": (picture,),
+        "LoadImage": (None, mask),
+        "VAEDecode": (torch.ones(1, 432, 832, 3),),
+    }
+    run_nodes("dreamomni-inpaint", classes, results)
+    assert results["DreamOmniReferenceSet"][2:] == (832, 432)
+    composite = results["ImageCompositeMasked"][0]
+    assert composite.shape == (1, 427, 832, 3)
+    assert torch.equal(composite[:, :, 96:-96], picture)
+    assert bool((composite[:, :, :96] == 1).all() and (composite[:, :, -96:] == 1).all())
