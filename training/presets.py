@@ -248,7 +248,8 @@ def dreamomni_run(
         optimizer=OptimizerConfig(
             weight_decay=0.01, beta2=0.99, ema_decay=0.999, schedule="constant_with_warmup", warmup_steps=100
         ),
-        objective=ObjectiveConfig(condition_dropout=0.1),
+        # Guidance leads away from no words: beside the same pictures in the workflows, or alone.
+        objective=ObjectiveConfig(caption_dropout=0.05, condition_dropout=0.05),
         memory=MemoryConfig(precision="bf16", gradient_checkpointing=False),
         output=output_for(total),
         validation=validation_for(total),

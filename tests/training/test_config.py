@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from live_server import read_workflow
 from pack.training.config import (
     AdapterConfig,
     ObjectiveConfig,
@@ -14,6 +15,8 @@ from pack.training.config import (
     check_run_name,
 )
 from pack.training.config_json import changed_settings, config_hash, from_json, to_json
+from pack.training.encode import used_variants
+from pack.training.presets import dreamomni_run, parse_stages
 
 
 def run(**changes: object) -> RunConfig:
@@ -76,3 +79,13 @@ def test_stage_of_a_step() -> None:
     config = run(stages=(StageConfig(steps=2), StageConfig(steps=3, resolution=1024)))
     assert [config.stage_at(step)[0] for step in range(6)] == [0, 0, 1, 1, 1, 1]
     assert config.total_steps == 5
+
+
+@pytest.mark.parametrize("name", ["drag", "inpaint", "instruction-edit", "reference", "text-to-image"])
+def test_a_network_is_trained_on_the_negative_of_the_workflows(name: str) -> None:
+    nodes = read_workflow(f"dreamomni-{name}")["nodes"]
+    (negative,) = [node for node in nodes if node.get("title") == "Without instruction"]
+    assert negative["widgets_values"][0] == ""
+    sees = any(socket["name"] == "references" and socket["link"] for socket in negative["inputs"])
+    trained = dreamomni_run(name="x", base={}, options={}, stages=parse_stages("32 2 1e-3 1"), seed=0)
+    assert ("no_caption" if sees else "no_condition") in used_variants(trained)
