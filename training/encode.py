@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -117,6 +117,16 @@ def belongs_to_task(sample_mode: str, sample_task: str, task: str) -> bool:
     return sample_mode == task
 
 
+def require_finite(tensors: Mapping[str, Tensor], sample: str, maker: str) -> None:
+    """Raise ValueError when an encoder made a number that is none: a single one spoils a whole run."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise ValueError(
+            f"sample {sample}: {maker} made numbers that are infinite or no number (NaN). Half precision is "
+            f"the usual cause: run {maker} in bf16 or fp32 (ComfyUI's --bf16-vae, --fp32-vae, "
+            "--bf16-text-enc, --fp32-text-enc) and queue again."
+        )
+
+
 def used_variants(config: RunConfig) -> list[str]:
     """Prompt variants that the run's dropout rates can choose."""
     objective = config.objective
@@ -135,15 +145,17 @@ class Encoding:
     encode_picture: PictureEncoder
     encode_prompt: PromptEncoder
 
-    def picture(self, image: Image.Image) -> tuple[str, list[int]]:
-        """(key, shape) of an encoded picture of final size."""
+    def picture(self, image: Image.Image, sample: str) -> tuple[str, list[int]]:
+        """(key, shape) of an encoded picture of final size; `sample` is named in errors."""
         key = picture_key(image, self.encode_picture.identity)
         if key in self.cache:
             try:
                 return key, self.cache.shape(key)
             except ValueError as error:  # damaged, so it is made anew while the picture is at hand
                 log.warning("%s; it is encoded anew", error)
-        self.cache.write(key, {"latent": self.encode_picture(image)})
+        encoded = {"latent": self.encode_picture(image)}
+        require_finite(encoded, sample, "the VAE")
+        self.cache.write(key, encoded)
         return key, self.cache.shape(key)
 
     def stored(self, image: Image.Image, kind: str, make: Callable[[Image.Image], Tensor]) -> str:
@@ -153,15 +165,17 @@ class Encoding:
             self.cache.write(key, {"latent": make(image)})
         return key
 
-    def prompt(self, text: str, images: Sequence[Image.Image], mode: str) -> str:
+    def prompt(self, text: str, images: Sequence[Image.Image], sample: EditSample) -> str:
         """Key of an encoded prompt; pictures count only where the encoder sees them."""
         seen = list(images) if self.plan.prompt_sees_images else []
         encode = self.encode_prompt
         if isinstance(encode, ModalPromptEncoder):
-            encode = encode.for_mode(mode)
+            encode = encode.for_mode(sample.mode)
         key = prompt_key(text, [picture_key(image, "seen") for image in seen], encode.identity)
         if key not in self.cache:
-            self.cache.write(key, encode(text, seen))
+            encoded = encode(text, seen)
+            require_finite(encoded, sample.id, "the text encoder")
+            self.cache.write(key, encoded)
         return key
 
     def sizes(self, sample: EditSample) -> tuple[tuple[int, int], list[tuple[int, int]]]:
@@ -180,8 +194,8 @@ class Encoding:
         target_size, sizes = self.sizes(sample)
         pictures = [*([sample.source] if sample.source else []), *sample.references]
         references = [resized(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
-        target, shape = self.picture(resized(sample.target, target_size))
-        encoded = [self.picture(picture) for picture in references]
+        target, shape = self.picture(resized(sample.target, target_size), sample.id)
+        encoded = [self.picture(picture, sample.id) for picture in references]
         is_lesson = self.plan.prompt_encoding == "answers"
         tagged = sample.tagged_instruction if self.plan.prompt_encoding == "processor" else None
         words = lesson(sample) if is_lesson else tagged or sample.instruction
@@ -200,9 +214,7 @@ class Encoding:
             instruction=sample.instruction,
             target=target,
             references=[key for key, _ in encoded],
-            prompts={
-                variant: self.prompt(*texts[variant], sample.mode) for variant in used_variants(self.config)
-            },
+            prompts={variant: self.prompt(*texts[variant], sample) for variant in used_variants(self.config)},
             shapes=[shape, *(size for _, size in encoded)],
             origin=origin,
             content=content_key(sample.task, words, origin, *others),

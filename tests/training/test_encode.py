@@ -18,6 +18,7 @@ from pack.training.families.base import EncodePlan
 from pack.training.samples import StepOrder, drawn_variant, split_held_out
 from pack.training.timesteps import slot_generator
 from PIL import Image
+from safetensors.torch import load_file
 
 
 class CountingPictures:
@@ -116,6 +117,32 @@ def test_everything_is_encoded_once_and_found_again_by_content(tmp_path: Path) -
         assert shades == [20 * number + 3, 20 * number + 1, 20 * number + 2]
         assert entry.has_source
         assert again.cache.read(entry.mask)["latent"].min() == 1
+
+
+class SpoiltPictures(CountingPictures):
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return super().__call__(image) / 0
+
+
+class SpoiltPrompts(CountingPrompts):
+    def __call__(self, prompt: str, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        return {"context": torch.tensor([1.0, float("nan")])}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "named"),
+    [
+        ({"encode_picture": SpoiltPictures()}, "the VAE"),
+        ({"encode_prompt": SpoiltPrompts()}, "the text encoder"),
+    ],
+)
+def test_encoders_that_make_no_numbers_are_refused(tmp_path: Path, encoder: dict, named: str) -> None:
+    dataset = open_dataset(dataset_folder(tmp_path))
+    work = dataclasses.replace(encoding(tmp_path), **encoder)
+    with pytest.raises(ValueError, match=f"sample 0: {named} made .* Half precision is the usual cause"):
+        encode_dataset(work, dataset, tmp_path / "samples-64.jsonl", lambda done, total: None)
+    found = [load_file(path) for path in (tmp_path / "cache").rglob("*.safetensors")]
+    assert all(bool(tensor.isfinite().all()) for tensors in found for tensor in tensors.values())
 
 
 def test_pictures_keep_their_own_buckets(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pack.training.config import (
     ValidationConfig,
 )
 from pack.training.encode import read_manifest
+from pack.training.monitor import BestValue
 from pack.training.samples import SampleStore
 from pack.training.trainer import DivergedError
 from pack.training.validation import held_out_loss
@@ -158,6 +160,22 @@ def test_patience_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path) ->
     with safe_open(place.folder / "exports" / "best.safetensors", "pt") as file:
         assert file.metadata()["dreamomni.step"] == str(best["step"])
     assert trainer.session.best.step == best["step"] == trainer.session.step - 3
+
+
+def test_what_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = BestValue()
+    assert [best.add(loss, step) for step, loss in enumerate((math.nan, 2.0, math.nan, 3.0, 1.0))] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    config = toy_config(steps=2, validation=ValidationConfig(fraction=0.25, every=1, smallest_split=2))
+    monkeypatch.setattr("pack.training.trainer.held_out_loss", lambda *args: math.nan)
+    place = toy_place(tmp_path)
+    assert toy_trainer(config, place)[0].run() == "finished"
+    assert not (place.folder / "exports" / "best.safetensors").exists()
 
 
 def test_a_runaway_loss_rewinds_to_the_last_checkpoint_and_says_what_to_do(tmp_path: Path) -> None:
