@@ -83,14 +83,24 @@ def is_harmless(name: str) -> bool:
     return any(plain == known or plain.startswith(known + ".") for known in HARMLESS)
 
 
+def reference_sides(config: RunConfig, other: RunConfig) -> list[int]:
+    """How large references are in each stage of `config` that `other` has too."""
+    common = zip(config.stages, other.stages, strict=False)
+    return [config.reference_side(stage.resolution) for stage, _ in common]
+
+
 def changed_settings(old: RunConfig, new: RunConfig) -> tuple[list[str], list[str]]:
-    """(harmless, refused) changes from `old` to `new`, as `name: old -> new`; further stages are harmless."""
+    """(harmless, refused) changes from `old` to `new`, as `name: old -> new`; further stages are harmless.
+
+    So is another limit of the references that leaves them their size in every common stage.
+    """
     before, after = flattened(to_json(old)), flattened(to_json(new))
     harmless, refused = [], []
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) == after.get(name):
             continue
         line = f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
+        is_unfelt = name == "reference_resolution" and reference_sides(old, new) == reference_sides(new, old)
         is_added = name.startswith("stages.") and int(name.split(".")[1]) >= len(old.stages)
-        (harmless if is_harmless(name) or is_added else refused).append(line)
+        (harmless if is_harmless(name) or is_added or is_unfelt else refused).append(line)
     return harmless, refused

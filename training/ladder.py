@@ -36,22 +36,21 @@ def ladder_settings(config: RunConfig) -> dict[str, Any]:
 def laddered(config: RunConfig, folder: Path) -> RunConfig:
     """The user's config, or a checkpoint's, with what this run had to give up before.
 
-    Where the user asks for less than that, the user's word counts.
+    Where the user asks for less than that, the user's word counts. A stage added since keeps its size.
     """
     path = folder / LADDER
     if not path.is_file():
         return config
     last = json.loads(path.read_text(encoding="utf-8"))[-1]["changes"]
-    if len(last["resolutions"]) != len(config.stages):
-        return config
     switches = {name: getattr(config.memory, name) or last[name] for name in SWITCHES}
     sizes = [size for size in (config.reference_resolution, last["reference_resolution"]) if size]
+    common = [
+        dataclasses.replace(stage, resolution=min(stage.resolution, resolution))
+        for stage, resolution in zip(config.stages, last["resolutions"], strict=False)
+    ]
     return dataclasses.replace(
         config,
         memory=dataclasses.replace(config.memory, **switches),
         reference_resolution=min(sizes, default=0),
-        stages=tuple(
-            dataclasses.replace(stage, resolution=min(stage.resolution, resolution))
-            for stage, resolution in zip(config.stages, last["resolutions"], strict=True)
-        ),
+        stages=(*common, *config.stages[len(common) :]),
     )

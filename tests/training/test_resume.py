@@ -13,17 +13,24 @@ from typing import Any
 import pytest
 import torch
 from pack.training.checkpoint import checkpoint_steps
-from pack.training.config import AdapterConfig, MemoryConfig, OutputConfig, StageConfig, ValidationConfig
+from pack.training.config import (
+    AdapterConfig,
+    MemoryConfig,
+    OutputConfig,
+    RunConfig,
+    StageConfig,
+    ValidationConfig,
+)
 from pack.training.encode import read_manifest
 from pack.training.files import whole_folder, write_tensors, write_text
 from pack.training.ladder import laddered, remember_rung
 from pack.training.memory import next_rung
 from pack.training.metrics import MetricsFile
 from pack.training.monitor import BestValue
-from pack.training.presets import Overrides, lora_run
+from pack.training.presets import Overrides, dreamomni_run, lora_run, parse_stages
 from pack.training.report import run_summary
 from pack.training.samples import split_held_out
-from pack.training.trainer import RunFolder
+from pack.training.trainer import RunFolder, require_resumable
 
 from tests.training.toy import toy_config, toy_place, toy_samples, toy_trainer
 
@@ -65,6 +72,37 @@ def test_less_than_was_given_up_is_the_users_word(tmp_path: Path) -> None:
     assert goes_on.memory == first[0].memory != wide.memory
     larger = laddered(dataclasses.replace(wide, stages=wide_stages(1024)), tmp_path)
     assert larger.stages[0].resolution == 512
+
+
+def test_a_limit_that_references_do_not_reach_may_change() -> None:
+    hobby, small = (
+        lora_run(name="a", family="kontext", task="edit", base={}, preset=name, chosen=Overrides(), seed=0)
+        for name in ("hobby", "8 GB")
+    )
+    assert "reference_resolution: 0 -> 512" in require_resumable(hobby, small)
+    felt = dataclasses.replace(small, reference_resolution=256)
+    with pytest.raises(ValueError, match="reference_resolution: 512 -> 256"):
+        require_resumable(small, felt)
+
+
+def test_a_stage_may_follow_after_memory_was_given_up(tmp_path: Path) -> None:
+    one, two = (dreamomni_stages(text) for text in ("512 8 1e-4 100", "512 8 1e-4 100\n768 8 5e-5 100"))
+    saved = one
+    for _ in range(5):  # recomputing, host memory, references twice, targets
+        found = next_rung(saved)
+        assert found is not None
+        saved, gave_up = found
+        remember_rung(tmp_path, saved, gave_up)
+    assert (saved.reference_resolution, saved.stages[0].resolution) == (256, 384)
+    goes_on = laddered(two, tmp_path)
+    require_resumable(laddered(saved, tmp_path), goes_on)
+    assert goes_on.memory == saved.memory
+    assert goes_on.reference_resolution == 256
+    assert [stage.resolution for stage in goes_on.stages] == [384, 768]
+
+
+def dreamomni_stages(text: str) -> RunConfig:
+    return dreamomni_run(name="a", base={}, options={"preset": "small"}, stages=parse_stages(text), seed=0)
 
 
 def test_a_base_that_was_moved_goes_on_by_its_content(tmp_path: Path) -> None:
