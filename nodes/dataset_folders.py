@@ -18,15 +18,14 @@ def dataset_roots() -> list[Path]:
     return [Path(root) / PLACE for root in roots]
 
 
-def datasets() -> dict[str, Path]:
-    """Name -> folder or JSONL file of everything that can be opened; hidden ones are left out."""
-    return {
-        entry.name: entry
-        for root in reversed(dataset_roots())
-        if root.is_dir()
-        for entry in root.iterdir()
-        if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix == ".jsonl")
-    }
+def datasets() -> dict[str, list[Path]]:
+    """Name -> folders or JSONL files that can be opened, at most one of each root; none that is hidden."""
+    found: dict[str, list[Path]] = {}
+    for root in dataset_roots():
+        for entry in root.iterdir() if root.is_dir() else ():
+            if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix == ".jsonl"):
+                found.setdefault(entry.name, []).append(entry)
+    return found
 
 
 def dataset_names() -> list[str]:
@@ -51,10 +50,19 @@ def new_dataset_folder(name: str) -> Path:
 
 
 def find_dataset(name: str) -> Path:
-    """The folder (or JSONL file) of one of `dataset_names`; raises FileNotFoundError naming what there is."""
+    """The folder (or JSONL file) of one of `dataset_names`.
+
+    Raises FileNotFoundError naming what there is, and ValueError for a name that two datasets have.
+    """
     known = datasets()
-    if name in known:
-        return known[name]
+    here = known.get(name, [])
+    if len(here) > 1:
+        raise ValueError(
+            f"two datasets are called {name!r}: {' and '.join(map(str, here))}. Rename one and press R to "
+            "refresh."
+        )
+    if here:
+        return here[0]
     places = " or ".join(str(root) for root in dataset_roots())
     raise FileNotFoundError(
         f"there is no dataset {name!r} in {places}; found: {', '.join(sorted(known)) or 'none'}. "

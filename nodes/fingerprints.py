@@ -61,11 +61,9 @@ def state_of_name(name: str | None, files: Callable[[str], Iterable[Path]]) -> s
 
 
 def dataset_state(name: str | None) -> str:
-    """State of a dataset's files; a list of samples stands among its pictures."""
-    known = datasets()
-    if name not in known:
-        return UNKNOWN
-    return folder_state(known[name] if known[name].is_dir() else known[name].parent)
+    """State of the files of every dataset of this name; a list of samples stands among its pictures."""
+    places = datasets().get(name or "", [])
+    return " ".join(folder_state(place if place.is_dir() else place.parent) for place in places) or UNKNOWN
 
 
 def input_folder_state(name: str | None) -> str:

@@ -180,7 +180,7 @@ def test_every_dataset_that_is_offered_is_opened(folders: Path) -> None:
     names = ["a+b", "cats (1)", "own.jsonl", "tom's", "猫" * 40]
     for root in ("output", "input"):
         place = folders / root / "dreamomni" / "datasets"
-        for name in (*names, ".ipynb_checkpoints"):
+        for name in (*(names[:3] if root == "output" else names[3:]), ".ipynb_checkpoints"):
             folder = place if name == "own.jsonl" else place / name
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8)).save(folder / "a.png")
@@ -188,10 +188,30 @@ def test_every_dataset_that_is_offered_is_opened(folders: Path) -> None:
             (folder / "own.jsonl").write_text(json.dumps(line))
     assert LoadDataset.GET_SCHEMA().inputs[0].options == names
     for name in names:
-        assert LoadDataset.execute(name).args[0][0].instruction == f"{name} in output"
+        place = "output" if name in names[:3] else "input"
+        assert LoadDataset.execute(name).args[0][0].instruction == f"{name} in {place}"
     for other in (".ipynb_checkpoints", "a.png", "../datasets/a+b", "", str(folders)):
         with pytest.raises(FileNotFoundError, match=r"there is no dataset .* found: a\+b, cats"):
             LoadDataset.execute(other)
+
+
+def test_a_name_of_two_datasets_is_refused(folders: Path) -> None:
+    from pack.nodes.dataset import LoadDataset
+
+    places = [folders / root / "dreamomni" / "datasets" / "stickers" for root in ("output", "input")]
+    states = []
+    for place in places:
+        place.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place / "a.png")
+        (place / "own.jsonl").write_text(json.dumps({"target": "a.png", "instruction": "mine"}))
+        states.append(LoadDataset.fingerprint_inputs("stickers"))
+    assert LoadDataset.GET_SCHEMA().inputs[0].options == ["stickers"]
+    with pytest.raises(ValueError, match=r"two datasets are called 'stickers'.*Rename one") as error:
+        LoadDataset.execute("stickers")
+    assert all(str(place) in str(error.value) for place in places)
+    (places[1] / "own.jsonl").unlink()
+    states.append(LoadDataset.fingerprint_inputs("stickers"))
+    assert len(set(states)) == 3
 
 
 def test_a_first_sample_beyond_the_end(folders: Path) -> None:
