@@ -115,7 +115,9 @@ class StickerDataset(io.ComfyNode):
                     io.String,
                     "tasks",
                     default="all",
-                    tooltip=f"all, or groups and tasks with commas. {groups}.",
+                    tooltip=f"all, or groups and tasks with commas. {groups}. all leaves out what "
+                    "cannot be made: control_canny without OpenCV or scikit-image, control_depth without "
+                    "depth maps.",
                 ),
                 node_input(
                     io.Int,

@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEEDED = "control_canny needs opencv-python-headless or scikit-image: pip install opencv-python-headless"
+DETECTORS = {"cv2": "OpenCV", "skimage": "scikit-image"}
+"""Module -> package name, the preferred first."""
 LOW, HIGH = 60, 160
 """Thresholds of the edge strength, 0..255; chosen, not published."""
 
 
+def edge_detector() -> str | None:
+    """The package that finds the edges, OpenCV before scikit-image; None if neither is installed."""
+    return next((name for module, name in DETECTORS.items() if importlib.util.find_spec(module)), None)
+
+
 def missing_edge_detector() -> str | None:
     """What to install, or None if there is an edge detector."""
-    if importlib.util.find_spec("cv2") or importlib.util.find_spec("skimage"):
-        return None
-    return NEEDED
+    return NEEDED if edge_detector() is None else None
 
 
 def canny(canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:

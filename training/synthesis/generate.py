@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ..datasets.shards import INDEX_SUFFIX
 from .config import SynthesisConfig
+from .edges import edge_detector
 from .samples import Sample, Synthesizer
 from .scene import to_json
 from .writers import FORMATS, PARTIAL, WRITERS, FolderWriter
@@ -24,6 +25,8 @@ MANIFEST = "dataset.json"
 LOCK = ".lock"
 VERSION = 3
 """Raised when the same recipe gives other pictures than before."""
+LATER = ("usable_tasks", "edge_detector")
+"""Entries of the manifest that the first datasets of this version do not have."""
 
 Report = Callable[[int, Sample | None], None]
 """Called with the number of finished samples and, where one is at hand, the last one; may raise to stop."""
@@ -78,13 +81,19 @@ def job_from_json(data: dict[str, Any]) -> Job:
     return Job(**values)
 
 
-def manifest_of(job: Job, material: str) -> dict[str, Any]:
-    """What must be equal for a folder to be continued; the count may grow."""
+def manifest_of(job: Job, material: str, tasks: Collection[str]) -> dict[str, Any]:
+    """What must be equal for a folder to be continued; the count may grow.
+
+    `tasks` are those that can be made here: with `all` they depend on what is installed.
+    """
+    edges = {"edge_detector": edge_detector()} if "control_canny" in tasks else {}
     return {
         "version": VERSION,
         "format": job.format,
         "part_size": job.part_size,
         "material": material,
+        "usable_tasks": list(tasks),
+        **edges,
         "recipe": to_json(job.config),
     }
 
@@ -116,13 +125,13 @@ def dataset_lock(folder: Path) -> FileLock:
     return lock
 
 
-def prepare(job: Job, material: str) -> list[int]:
+def prepare(job: Job, material: str, tasks: Collection[str]) -> list[int]:
     """Make or check the folder, clear what a killed run left; returns the parts that are still to do.
 
-    `material` is the fingerprint of the user's stickers and photos. Raises ValueError if the folder holds
-    another dataset.
+    `material` is the fingerprint of the user's stickers and photos, `tasks` are those that can be made.
+    Raises ValueError if the folder holds another dataset.
     """
-    manifest, path = manifest_of(job, material), job.folder / MANIFEST
+    manifest, path = manifest_of(job, material, tasks), job.folder / MANIFEST
     require_own_folder(job.folder)
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if found is not None and has_parts(job.folder):
@@ -140,7 +149,12 @@ def prepare(job: Job, material: str) -> list[int]:
 
 
 def require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError, naming what differs, unless both manifests agree."""
+    """Raise ValueError, naming what differs, unless both manifests agree.
+
+    A dataset from before the usable tasks were written down may grow without them.
+    """
+    if "usable_tasks" not in found:
+        wanted = {name: value for name, value in wanted.items() if name not in LATER}
     if found == wanted:
         return
     recipe, other = found.get("recipe", {}), wanted["recipe"]
@@ -243,7 +257,7 @@ def generate(job: Job, processes: int = 1, report: Report = lambda done, sample:
 
 def write_missing(job: Job, synthesizer: Synthesizer, processes: int, report: Report) -> None:
     """Write the parts that are not there yet; the folder's lock is held."""
-    todo = prepare(job, synthesizer.library.fingerprint())
+    todo = prepare(job, synthesizer.library.fingerprint(), synthesizer.weights)
     finished = job.count - sum(len(job.indices(part)) for part in todo)
     if todo:
         log.info("writing %d of %d samples to %s", job.count - finished, job.count, job.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -179,6 +180,35 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mine is not empty and holds no dataset of this pack"):
         generate(job(tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_dataset_grows_only_with_the_tasks_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = tmp_path / "a", importlib.util.find_spec
+    hidden = lambda name: None if name in ("cv2", "skimage") else found(name)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", hidden)
+        generate(job(folder, 4))
+    with pytest.raises(ValueError, match=r"made with other settings \(usable_tasks"):
+        generate(job(folder, 8))
+    generate(job(tmp_path / "b", 4))
+    with monkeypatch.context() as patch:
+        patch.setattr("pack.training.synthesis.generate.edge_detector", lambda: "another")
+        with pytest.raises(ValueError, match=r"made with other settings \(edge_detector\)"):
+            generate(job(tmp_path / "b", 8))
+
+
+def test_a_dataset_from_before_the_tasks_were_written_down_may_grow(tmp_path: Path) -> None:
+    generate(job(tmp_path / "a", 4))
+    generate(job(tmp_path / "b", 8))
+    path = tmp_path / "a" / "dataset.json"
+    old = json.loads(path.read_text())
+    assert "control_canny" in old.pop("usable_tasks") and old.pop("edge_detector")
+    path.write_text(json.dumps(old))
+    assert len(open_dataset(tmp_path / "a")) == 4
+    generate(job(tmp_path / "a", 8))
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
