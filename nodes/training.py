@@ -12,7 +12,7 @@ from ..model_loaders.paths import model_folder, model_folder_names, register_fol
 from ..model_loaders.weight_files import weight_names, weight_paths
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import STAGE_PLANS
-from ..training.presets import PRESETS, dreamomni_run, lora_run, parse_stages
+from ..training.presets import EVEN, PRESETS, dreamomni_run, lora_run, parse_stages, with_changed_region
 from .fingerprints import dreamomni_state, model_folder_state, weights_state
 from .schema import node_input, node_schema
 from .small_vae import small_vae_base
@@ -20,6 +20,7 @@ from .training_encoders import required
 from .training_inputs import (
     MAX_SEED,
     STAGE_CATEGORY,
+    changed_region_input,
     chosen_overrides,
     dataset_input,
     name_input,
@@ -131,6 +132,7 @@ class TrainLoRA(io.ComfyNode):
                 number(
                     io.Int, "translator_steps", "Joint preset: steps of the prompt translator.", max=1_000_000
                 ),
+                changed_region_input(EVEN),
             ],
             outputs=run_outputs("lora_name", "The LoRA as LoRA loaders list it."),
         )
@@ -166,6 +168,7 @@ class TrainLoRA(io.ComfyNode):
             chosen=chosen_overrides(optional),
             seed=optional.get("seed", 0),
         )
+        config = with_changed_region(config, optional.get("changed_region", EVEN))
         require_free("loras", lora_name(config.name), config.name)
         encoders = {name: optional.get(name) for name in ("clip", "vae", "vlm", "processor")}
         job = make_job(config, dataset, **encoders, processes=optional.get("processes", 1))
@@ -212,6 +215,7 @@ class TrainDreamOmni(io.ComfyNode):
                     control_after_generate=False, tooltip="Fixes everything that is drawn.",
                 ),
                 resume_input(),
+                changed_region_input("mask"),
             ],
             outputs=run_outputs("model_name", "Folder in models/dreamomni."),
         )  # fmt: skip
@@ -234,6 +238,7 @@ class TrainDreamOmni(io.ComfyNode):
             stages=parse_stages(stages) if stages.strip() else STAGE_PLANS[config]().stages,
             seed=optional.get("seed", 0),
         )
+        settings = with_changed_region(settings, optional.get("changed_region", "mask"))
         require_free("dreamomni", settings.name)
         run = make_job(settings, dataset, vlm=vlm, vae=optional.get("vae")).run()
         name = publish_folder(run, "dreamomni", lambda target: copy_whole(best_export(run.folder), target))

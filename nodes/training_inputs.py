@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import PRECISIONS
-from ..training.presets import Overrides
+from ..training.config import PRECISIONS, ObjectiveConfig
+from ..training.presets import CHANGED_REGION, Overrides
 from .schema import node_input
 from .training_run import CONTINUE, resume_choices
 from .types import CATEGORY, Dataset, Run
@@ -79,6 +79,22 @@ def processes_input() -> io.Input:
         optional=True,
         tooltip="Training processes, one per GPU, started by accelerate. They share the batch, so the "
         "result stays the same.",
+    )
+
+
+def changed_region_input(default: str) -> io.Input:
+    """How places that an edit changes count in the loss."""
+    return node_input(
+        io.Combo,
+        "changed_region",
+        options=list(CHANGED_REGION),
+        default=default,
+        optional=True,
+        advanced=True,
+        tooltip="How much what an edit changes counts in the loss. even: as all the rest. mask: "
+        f"{ObjectiveConfig().mask_weight:g} times inside the sample's mask; a sample without a mask counts "
+        "evenly. omnigen_paper, omnigen_code: the less differs from the source, the more it counts, as "
+        "OmniGen's paper or its code has it.",
     )
 
 

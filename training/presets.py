@@ -80,6 +80,8 @@ PRESETS = {
     ),
     "joint": Preset(stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8"), translator=Overrides()),
 }
+EVEN = "even"
+CHANGED_REGION = (EVEN, "mask", "omnigen_paper", "omnigen_code")
 TRANSLATOR_SUFFIX = "-translator"
 
 
@@ -182,6 +184,13 @@ def translator_run(lora: RunConfig, folder: str, chosen: Overrides, steps: int) 
     name = lora.name + TRANSLATOR_SUFFIX
     config = vlm_run(name=name, folder=folder, chosen=chosen, full=False, seed=lora.seed)
     return dataclasses.replace(config, reference_resolution=lora.reference_resolution)
+
+
+def with_changed_region(config: RunConfig, choice: str) -> RunConfig:
+    """The run with one of `CHANGED_REGION`: how places that an edit changes count in the loss."""
+    weighting = "none" if choice == EVEN else choice
+    objective = dataclasses.replace(config.objective, region_weighting=weighting)
+    return dataclasses.replace(config, objective=objective)
 
 
 def parse_stages(text: str) -> tuple[StageConfig, ...]:

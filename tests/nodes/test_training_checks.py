@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,3 +141,44 @@ def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_d
     for name in ("last", "best"):
         (networks / name).mkdir(parents=True)
         assert best_export(networks.parent) == networks / name
+
+
+class Stopped(Exception):
+    """Raised where a node would begin to work."""
+
+
+@pytest.mark.parametrize(
+    ("choice", "weightings"),
+    [
+        (None, ("none", "mask")),
+        ("even", ("none", "none")),
+        ("mask", ("mask", "mask")),
+        ("omnigen_paper", ("omnigen_paper", "omnigen_paper")),
+        ("omnigen_code", ("omnigen_code", "omnigen_code")),
+    ],
+)
+def test_the_changed_region_reaches_the_objective(
+    models_dir: Path,
+    output_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str | None,
+    weightings: tuple[str, str],
+) -> None:
+    from pack.nodes import training
+
+    seen = []
+
+    def remember(config: Any, *args: Any, **kept: Any) -> None:
+        seen.append(config.objective)
+        raise Stopped
+
+    monkeypatch.setattr(training, "make_job", remember)
+    monkeypatch.setattr(training, "base_path", lambda base, family: Path("base.safetensors"))
+    given = {"changed_region": choice} if choice else {}
+    vlm = SimpleNamespace(folder=SimpleNamespace(path="vlm"))
+    with pytest.raises(Stopped):
+        training.TrainLoRA.execute("base", "kontext", None, "a", "edit", "hobby", **given)
+    with pytest.raises(Stopped):
+        training.TrainDreamOmni.execute("tiny", None, "b", "", vlm=vlm, **given)
+    assert tuple(objective.region_weighting for objective in seen) == weightings
+    assert {objective.mask_weight for objective in seen} == {4.0}
