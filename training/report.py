@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ Points = Sequence[tuple[float, float]]
 
 
 def numbers(events: Sequence[dict[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:
-    """(step, value) of the events of a kind whose value is a number."""
+    """(step, value) of the events of a kind whose value is a finite number."""
     return [
         (event["step"], event[key])
         for event in events
-        if event.get("event") == kind and isinstance(event.get(key), (int, float))
+        if event.get("event") == kind
+        and isinstance(event.get(key), (int, float))
+        and math.isfinite(event[key])
     ]
 
 
@@ -125,7 +128,7 @@ def run_summary(folder: Path, notes: str = "") -> str:
         best = min(held_out, key=lambda point: point[1])
         lines.append(f"held-out loss {held_out[-1][1]:.4g}, best {best[1]:.4g} at step {best[0]:.0f}")
     else:
-        lines.append("no held-out loss: fewer than four samples could be held out")
+        lines.append(f"no held-out loss: {why_no_held_out_loss(events)}")
     spoken = ("ladder", "rewound", "sample_failed", "save_failed", "note", "error", "out_of_memory")
     for event in events:
         if event.get("event") in spoken:
@@ -136,6 +139,16 @@ def run_summary(folder: Path, notes: str = "") -> str:
     ending = events[-1]["event"] if events else "not started"
     lines.append(f"last event: {ending.replace('_', ' ')}")
     return "\n".join(lines)
+
+
+def why_no_held_out_loss(events: Sequence[dict[str, Any]]) -> str:
+    """Why a run has no held-out loss that is a number."""
+    if any(event.get("event") == "validation" for event in events):
+        return "what was measured is not a number"
+    stages = [event for event in events if event.get("event") == "stage"]
+    if stages and not stages[-1].get("held_out"):
+        return "fewer than four samples could be held out"
+    return "none measured yet"
 
 
 def sample_strips(folder: Path) -> list[Path]:

@@ -88,3 +88,17 @@ def test_no_run_a_run_without_a_diary_and_a_name_outside_are_refused(output_dir:
     for name in ("../../../elsewhere/dreamomni/training/other", "..", str(output_dir), ""):
         with pytest.raises(ValueError, match="cannot be a folder name"):
             report(run_name=name)
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ([], "none measured yet"),
+        ([{"event": "stage", "step": 0, "held_out": 10}], "none measured yet"),
+        ([{"event": "stage", "step": 0, "held_out": 0}], "fewer than four samples could be held out"),
+        ([{"event": "validation", "step": 1, "loss": float("nan")}], "what was measured is not a number"),
+    ],
+)
+def test_why_there_is_no_held_out_loss(output_dir: Path, events: list[dict[str, Any]], why: str) -> None:
+    write_run(output_dir, "mine", 100, *events)
+    assert f"no held-out loss: {why}\n" in report(run_name="mine")[2]
