@@ -55,15 +55,22 @@ class TensorCache:
             # Read, not mapped: the kernel allows a process some 65,000 maps, and samples are kept open.
             return load(path.read_bytes())
         except SafetensorError as error:
-            path.unlink(missing_ok=True)
-            raise ValueError(
-                f"cache entry {path} was damaged and is removed; queue the training again"
-            ) from error
+            raise self.removed(path) from error
 
     def shape(self, key: str, name: str = "latent") -> list[int]:
-        """Shape of one tensor of an entry, from the file's header."""
-        with safe_open(self.path(key), "pt") as file:
-            return list(file.get_slice(name).get_shape())
+        """Shape of one tensor of an entry, from the file's header; ValueError when it is damaged."""
+        path = self.path(key)
+        try:
+            with safe_open(path, "pt") as file:
+                return list(file.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise self.removed(path) from error
+
+    @staticmethod
+    def removed(path: Path) -> ValueError:
+        """The error for a damaged entry, which is deleted so that it is encoded anew."""
+        path.unlink(missing_ok=True)
+        return ValueError(f"cache entry {path} was damaged and is removed; queue the training again")
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Store the entry; a half-written one is never seen."""

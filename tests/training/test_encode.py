@@ -276,6 +276,10 @@ def test_a_lost_or_damaged_cache_entry_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was damaged and is removed"):
         cache.read("ab")
     assert "ab" not in cache
+    cache.path("ab").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="was damaged and is removed"):
+        cache.shape("ab")
+    assert "ab" not in cache
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux tells a process's maps")
