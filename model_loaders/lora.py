@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 import comfy.lora
 import comfy.lora_convert
 
+from .lora_patches import bias_patches, in_model, read_patches, refuse_dora
 from .omnigen_lora import omnigen_places
 from .paths import model_adapters
 from .weight_files import read_weights, safetensors_names, weight_paths
@@ -51,8 +52,7 @@ BFL_ROOTS = (
     "final_layer.",
 )
 PEFT_PREFIX = re.compile(r"^(transformer\.|unet\.)?base_model\.model\.")
-ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
-TEXT_ENCODER_ROOTS = ("lora_te", "text_encoder", "te1.", "te2.")
+ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.(weight|bias)$")
 
 FileState = tuple[str, int, int] | None
 _cache: OrderedDict[tuple[FileState, FileState], dict[str, Tensor]] = OrderedDict()
@@ -60,7 +60,7 @@ _cache: OrderedDict[tuple[FileState, FileState], dict[str, Tensor]] = OrderedDic
 
 @dataclass(frozen=True, slots=True)
 class AppliedLora:
-    """What became of a LoRA file: how many modules it changed, and its names that no module has."""
+    """What became of a LoRA file: how many modules it changed, and its names that were not used."""
 
     name: str
     num_modules: int
@@ -71,7 +71,7 @@ class AppliedLora:
         if not self.unmatched:
             return text
         shown = ", ".join(self.unmatched[:3]) + (", ..." if len(self.unmatched) > 3 else "")
-        return f"{text}; {len(self.unmatched)} keys match nothing: {shown}"
+        return f"{text}; {len(self.unmatched)} keys not used: {shown}"
 
 
 def lora_names() -> list[str]:
@@ -91,7 +91,8 @@ def lora_path(name: str) -> Path:
 def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora]:
     """A clone of the ModelPatcher with the LoRA file `name` at `strength`, and a report.
 
-    Raises ValueError if the file belongs to another model, FileNotFoundError if there is none.
+    Raises ValueError if the file belongs to another model or is of a kind that ComfyUI cannot apply,
+    FileNotFoundError if there is none.
     """
     weights = lora_weights(name)
     places = lora_places(model)
@@ -101,11 +102,13 @@ def apply_lora(model: Any, name: str, strength: float) -> tuple[Any, AppliedLora
             f"(such as {next(iter(weights), 'none')}) is in this MODEL, which is {describe(model)}. "
             "Choose a LoRA made for this model."
         )
-    patches = comfy.lora.load_lora(weights, places, log_missing=False)
+    refuse_dora(name, weights)
+    patches, unread = read_patches(weights, places)
     check_sizes(name, model, patches)
+    biases, used = bias_patches(name, weights, places, model.model.state_dict())
     patched = model.clone()
-    patched.add_patches(patches, strength)
-    return patched, AppliedLora(name, len(patches), tuple(unmatched_names(weights, places)))
+    patched.add_patches(patches | biases, strength)
+    return patched, AppliedLora(name, len(patches), tuple(key for key in unread if key not in used))
 
 
 def lora_places(model: Any) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def normalised(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> di
 
 def host_name(name: str) -> str:
     """A weight's name as ComfyUI's key map has it."""
-    name = ADAPTER_NAME.sub(r".\1.weight", PEFT_PREFIX.sub("", name))
+    name = ADAPTER_NAME.sub(r".\1.\2", PEFT_PREFIX.sub("", name))
     if name.startswith(DIFFUSERS_ROOTS):
         return f"transformer.{name}"
     if name.startswith(BFL_ROOTS) and ".processor." not in name:
@@ -184,17 +187,6 @@ def alpha_of(module: str, rank: int, settings: Mapping[str, Any]) -> float | Non
     if alpha is None:
         return None
     return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
-
-
-def unmatched_names(names: Iterable[str], places: Mapping[str, Any]) -> list[str]:
-    """Names of which no beginning, up to a dot, is a module of the model; without text encoders' names."""
-    return [name for name in names if not (in_model(name, places) or name.startswith(TEXT_ENCODER_ROOTS))]
-
-
-def in_model(name: str, places: Mapping[str, Any]) -> bool:
-    """Whether a LoRA weight's name begins with a module of the model."""
-    parts = name.split(".")
-    return any(".".join(parts[:end]) in places for end in range(len(parts) - 1, 0, -1))
 
 
 def check_sizes(name: str, model: Any, patches: Mapping[Any, Any]) -> None:

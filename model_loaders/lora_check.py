@@ -14,7 +14,8 @@ import comfy.model_detection
 from ..dit.dreamomni.storage import read_index
 from ..dit.omnigen.folder import find_files, read_config
 from .dreamomni_model import DreamOmniModelConfig
-from .lora import normalised, unmatched_names
+from .lora import normalised
+from .lora_patches import unmatched_names
 from .omnigen_model import OmniGenModelConfig
 from .state_dicts import kontext_shape, to_bfl_layout
 from .weight_files import read_shapes, read_weights

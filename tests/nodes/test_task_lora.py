@@ -187,9 +187,80 @@ def test_unmatched_keys_are_reported(folder: Path, trained: tuple, caplog: pytes
     save_file(layers, str(folder / "more.safetensors"))
     with caplog.at_level("INFO", logger="dreamomni"):
         switch(kontext_model(), edit="more.safetensors")
-    assert (
-        "more.safetensors: 16 modules; 1 keys match nothing: transformer.transformer_blocks.99" in caplog.text
+    assert "more.safetensors: 16 modules; 1 keys not used: transformer.transformer_blocks.99" in caplog.text
+
+
+@pytest.mark.parametrize("by_peft", [False, True])
+def test_the_bias_of_a_peft_lora_equals_diffusers(folder: Path, by_peft: bool) -> None:
+    network = diffusers_kontext(kontext_weights())
+    config = add_random_lora(network, lora_bias=True)
+    assert any(name.endswith("to_q.lora_B.bias") for name in lora_layers(network))
+    name = "run/adapter_model.safetensors" if by_peft else "biased.safetensors"
+    if by_peft:
+        write_by_peft(folder / "run", network)
+    else:
+        write_by_diffusers(folder / name, network, config)
+    model, x, cond = kontext_model(kontext_weights()), noise_like(1, 16, *TARGET, seed=3), references(2)
+    text = text_of(conditioning(cond))
+    expected = diffusers_velocity(network, x, 0.6, *text, process_in(model, cond))
+    assert relative_error(velocity(switch(model, edit=name)), expected) < 1e-5
+    for wrapped in list(network.modules()):
+        if hasattr(wrapped, "lora_B"):
+            wrapped.lora_B["default"].bias.data.zero_()
+    without = diffusers_velocity(network, x, 0.6, *text, process_in(model, cond))
+    assert relative_error(without, expected) > 1e-2
+
+
+def test_a_bias_is_used_in_full_and_one_without_a_place_is_reported(folder: Path) -> None:
+    from pack.model_loaders.lora import apply_lora
+
+    network = diffusers_kontext(kontext_weights())
+    add_random_lora(network, lora_bias=True)
+    layers = {f"transformer.{name}": value for name, value in lora_layers(network).items()}
+    odd = {"transformer.transformer_blocks.99.attn.to_q.lora_B.bias": torch.zeros(64)}
+    unread = {"transformer.transformer_blocks.0.attn.to_q.unheard_of": torch.zeros(4)}
+    save_file(layers | odd | unread, str(folder / "biased.safetensors"))
+    _, report = apply_lora(kontext_model(), "biased.safetensors", 1.0)
+    assert report.num_modules == 16
+    assert sorted(report.unmatched) == sorted([*odd, *unread])
+
+
+def test_a_bias_for_a_layer_without_one_is_refused(folder: Path) -> None:
+    from pack.model_loaders.lora_patches import bias_patches
+
+    weights = {"llm.proj.lora_A.weight": torch.zeros(2, 8), "llm.proj.lora_B.bias": torch.zeros(8)}
+    with pytest.raises(ValueError, match=r"LoRA x has a bias for llm\.proj .*lora_bias=False"):
+        bias_patches("x", weights, {"llm.proj": "net.proj.weight"}, {"net.proj.weight"})
+
+
+def test_a_dora_of_peft_is_refused_by_name(folder: Path) -> None:
+    network = diffusers_kontext(kontext_weights())
+    add_random_lora(network, use_dora=True)
+    layers = {f"transformer.{name}": value for name, value in lora_layers(network).items()}
+    save_file(layers, str(folder / "dora.safetensors"))
+    with pytest.raises(
+        ValueError, match=r"dora\.safetensors was trained by PEFT with DoRA \(16 keys"
+    ) as caught:
+        switch(kontext_model(), edit="dora.safetensors")
+    assert "lora_magnitude_vector" in str(caught.value)
+    assert "merge_and_unload" in str(caught.value)
+
+
+def test_a_host_that_copies_the_weights_is_judged_by_names(
+    folder: Path, trained: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.model_loaders.lora import apply_lora
+
+    import comfy.lora
+
+    original = comfy.lora.load_lora
+    monkeypatch.setattr(
+        comfy.lora, "load_lora", lambda weights, *rest, **more: original(dict(weights.items()), *rest, **more)
     )
+    layers = {f"transformer.{name}": value for name, value in lora_layers(trained[0]).items()}
+    save_file(layers | {"nowhere.lora_A.weight": torch.zeros(4, 8)}, str(folder / "copied.safetensors"))
+    _, report = apply_lora(kontext_model(), "copied.safetensors", 1.0)
+    assert (report.num_modules, report.unmatched) == (16, ("nowhere.lora_A.weight",))
 
 
 def test_a_lora_of_another_model_is_refused_with_both_names(folder: Path) -> None:

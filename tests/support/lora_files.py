@@ -14,11 +14,11 @@ RANK, ALPHA = 4, 6.0
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp"]
 
 
-def add_random_lora(network: Any, seed: int = 11) -> Any:
+def add_random_lora(network: Any, seed: int = 11, **kind: bool) -> Any:
     """Give diffusers' network a PEFT adapter with random weights; returns its config."""
     from peft import LoraConfig
 
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, init_lora_weights=False)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, init_lora_weights=False, **kind)
     network.add_adapter(config)
     generator = torch.Generator().manual_seed(seed)
     for name, value in network.named_parameters():
