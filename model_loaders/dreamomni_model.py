@@ -20,7 +20,7 @@ import comfy.supported_models_base
 from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
 from ..dit.dreamomni.network import DreamOmniNetwork
 from .host_attention import host_attention
-from .reference_checks import check_batches, check_requests, missing_latents
+from .reference_checks import check_batches, check_joined, check_requests, missing_latents
 from .wrapped_call import call_through_wrappers
 
 log = logging.getLogger("dreamomni")
@@ -132,17 +132,17 @@ class DreamOmniModel(comfy.model_base.BaseModel):
         """VLM tokens, their mask and picture numbers, and the pictures' latents where the network reads them.
 
         Tokens are never repeated to a common length, as ComfyUI does for text: their places count. ValueError
-        for a batch that the sampled one would cut.
+        for a batch that the sampled one would cut, or for two conditionings joined to one.
         """
         conds: dict[str, comfy.conds.CONDRegular] = {}
         tokens = kwargs.get("cross_attn")
+        mask, index = kwargs.get("attention_mask"), kwargs.get("dreamomni_image_index")
         if tokens is not None:
             check_requests(tokens, kwargs["noise"])
+            check_joined(tokens, mask, index)
             conds["c_crossattn"] = comfy.conds.CONDRegular(tokens)
-        mask = kwargs.get("attention_mask")
         if mask is not None and not bool(mask.bool().all()):
             conds["attention_mask"] = comfy.conds.CONDRegular(mask.int())
-        index = kwargs.get("dreamomni_image_index")
         if index is not None:
             conds["image_index"] = comfy.conds.CONDRegular(index)
         latents = self.used_references(kwargs)

@@ -42,6 +42,21 @@ def check_requests(tokens: Tensor, noise: Tensor) -> None:
         )
 
 
+def check_joined(tokens: Tensor, attention_mask: Tensor | None, image_index: Tensor | None) -> None:
+    """Raise ValueError if VLM tokens (requests, L, D) have a mask or picture numbers of another length.
+
+    A node that joins conditionings drops the second one's, and without them its pictures would be read as
+    words and its padding as words too.
+    """
+    for part in (attention_mask, image_index):
+        if part is not None and part.shape[1:2] != tokens.shape[1:2]:
+            raise ValueError(
+                f"the conditioning has {tokens.shape[1]} VLM tokens, but says for {part.shape[1]} of them "
+                "which picture they belong to: a node like 'Conditioning (Concat)' joined two and lost the "
+                "rest. Write both texts into the prompt of one 'VLM Encode' and give it all pictures."
+            )
+
+
 def check_named(latents: Sequence[Tensor], num_named: int) -> None:
     """Raise ValueError if OmniGen's prompt has a place for fewer pictures than the conditioning holds.
 

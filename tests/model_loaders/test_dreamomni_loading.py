@@ -191,6 +191,19 @@ def test_a_batch_that_would_be_cut_is_refused(tmp_path) -> None:
         sample(model, requests, latent=torch.zeros(2, 48, 8, 6))
 
 
+@pytest.mark.parametrize("named", ["attention_mask", "dreamomni_image_index"])
+def test_two_prompts_joined_by_a_stock_node_are_refused(tmp_path, named) -> None:
+    import nodes
+
+    model = load(write_network(tmp_path / "toy"))
+    first = conditioning(mask=torch.ones(1, 7, dtype=torch.bool))
+    first[0][1] = {named: first[0][1][named]}
+    (joined,) = nodes.ConditioningConcat().concat(first, conditioning(seed=2, length=5))
+    with pytest.raises(ValueError, match=r"12 VLM tokens, but says for 7 .*Concat.* one 'VLM Encode'"):
+        sample(model, joined)
+    assert sample(model, first).isfinite().all()
+
+
 def test_a_batch_equals_its_items(tmp_path) -> None:
     model = load(write_network(tmp_path / "toy"))
     tokens, extras = conditioning()[0]
