@@ -234,12 +234,26 @@ def activation_bytes(config: OmniGenConfig, dtype: torch.dtype) -> float:
 
 
 def checked_ids(conditioning: Tensor | None) -> Tensor:
-    """The token ids (1, L) of a conditioning; ValueError if it was made for another model."""
+    """The token ids (1, L) of a conditioning.
+
+    ValueError if it was made for another model, or a stock node took OmniGen's words out or put two together.
+    """
     if conditioning is None or conditioning.dtype != torch.int64 or conditioning.ndim != 2:
         shape = None if conditioning is None else tuple(conditioning.shape)
         raise ValueError(
             f"this conditioning (tensor {shape}) is not OmniGen's, which reads words and pictures itself. "
             "Use the node 'OmniGen Encode' instead of a CLIP text encoder."
+        )
+    if not conditioning.any():
+        raise ValueError(
+            "this conditioning was emptied, as 'ConditioningZeroOut' does: OmniGen would read its zeros as "
+            "words it was never taught. Use OmniGen Encode's negative output for the negative side."
+        )
+    # The prompt begins with a word no user can write, so it begins once.
+    if (conditioning[:, 1:] == conditioning[:, :1]).any():
+        raise ValueError(
+            "this conditioning holds more than one prompt, as 'Conditioning (Concat)' makes it: OmniGen "
+            "reads a single one. Write both texts into the prompt of one 'OmniGen Encode'."
         )
     return conditioning
 

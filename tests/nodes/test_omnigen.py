@@ -318,6 +318,23 @@ def test_conditioning_of_another_model(loaded):
         sample(dual_guider(model, stock, stock, stock), torch.zeros(1, 4, 4, 4))
 
 
+def test_conditionings_that_stock_nodes_emptied_or_joined(loaded, autoencoder):
+    import nodes
+
+    model, processor = loaded
+    noise = torch.zeros(1, 4, 6, 8)
+    positive, negative, image_only, _ = encode(processor, HostVAE(autoencoder), PROMPTS[1], references(1))
+    for side in (positive, negative):
+        (emptied,) = nodes.ConditioningZeroOut().zero_out(side)
+        with pytest.raises(ValueError, match=r"ConditioningZeroOut.*Use OmniGen Encode's negative output"):
+            sample(dual_guider(model, positive, image_only, emptied), noise)
+        (joined,) = nodes.ConditioningConcat().concat(positive, side)
+        with pytest.raises(ValueError, match=r"Conditioning \(Concat\).*one 'OmniGen Encode'"):
+            sample(dual_guider(model, joined, image_only, negative), noise)
+    once = sample(dual_guider(model, positive, image_only, negative), noise, steps=1)
+    assert once.isfinite().all()
+
+
 def test_loader_node_finds_the_folder(models_dir):
     from pack.nodes.omnigen import LoadOmniGen
 
