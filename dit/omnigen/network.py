@@ -69,11 +69,18 @@ class OmniGenNetwork(nn.Module):
         places = grid_positions(height, width, self.config.hidden_size, self.config.max_grid)
         return tokens + places.to(device=tokens.device, dtype=tokens.dtype)
 
+    def embed_words(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of the word table (1, L, hidden) in `dtype`."""
+        table = self.llm.embed_tokens
+        # torch before 2.6 does not look up 8-bit floats on CUDA: there ComfyUI's embedding, told apart by its
+        # mark, casts the table first. torch's own does not know `out_dtype`: cast afterwards.
+        casts_first = table.weight.element_size() == 1 and hasattr(table, "comfy_cast_weights")
+        return table(ids, out_dtype=dtype) if casts_first else table(ids).to(dtype)
+
     def embed_prefix(self, prefix: Prefix, dtype: torch.dtype, device: torch.device) -> Tensor:
         """(1, L, hidden): words looked up, slots filled with their picture's tokens."""
         ids = torch.tensor([prefix.tokens.token_ids], dtype=torch.int64, device=device)
-        # `out_dtype` of ComfyUI's embeddings is not known to torch's: cast afterwards.
-        words = self.llm.embed_tokens(ids).to(dtype)
+        words = self.embed_words(ids, dtype)
         pictures = [
             self.embed_picture(latent.to(device=device, dtype=dtype), self.input_x_embedder)
             for latent in prefix.reference_latents

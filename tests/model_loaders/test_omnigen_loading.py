@@ -48,6 +48,29 @@ def test_a_lone_safetensors_file_of_any_name_and_fp8(tmp_path):
     assert patcher.model.manual_cast_dtype in (torch.bfloat16, torch.float32)
 
 
+def test_fp8_words_are_looked_up_where_torch_cannot_in_fp8(tmp_path, monkeypatch):
+    from pack.dit.omnigen.prefix import make_prefix
+    from pack.model_loaders.omnigen import load_omnigen
+
+    folder = write_official(tmp_path / "a", tiny_config(), torch.float8_e4m3fn)
+    patcher, processor = load_omnigen(folder, "fp8_e4m3fn")
+    network, tokens = patcher.model.diffusion_model, processor.tokenize("a cat", [])
+    table = weights_of(patcher)["llm.embed_tokens.weight"]
+    assert table.dtype == torch.float8_e4m3fn
+    original = torch.nn.functional.embedding
+
+    def as_in_old_torch(ids, weight, *rest, **more):
+        if weight.element_size() == 1:
+            raise NotImplementedError("\"index_select_cuda\" not implemented for 'Float8_e4m3fn'")
+        return original(ids, weight, *rest, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", as_in_old_torch)
+    with torch.no_grad():
+        words = network.embed_prefix(make_prefix(tokens, []), torch.bfloat16, torch.device("cpu"))
+    assert words.dtype == torch.bfloat16
+    assert torch.equal(words[0], table.to(torch.bfloat16)[list(tokens.token_ids)])
+
+
 def test_scaled_fp8_is_unscaled(tmp_path):
     from pack.model_loaders.omnigen import load_omnigen
 
