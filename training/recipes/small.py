@@ -197,9 +197,9 @@ class SmallRecipe:
     """Samples of one pass; they are drawn while training, so their number costs nothing."""
     easy_samples: int = 30_000
     """Training begins with so many samples of few tasks, in plain colours and with one or two objects."""
-    edit_steps: int = 400
+    edit_steps: int = 250
     """Of the adapter that learns three tasks."""
-    generate_steps: int = 300
+    generate_steps: int = 150
     """Of the one that learns one."""
     lora_batch_size: int = 48
     lora_samples: int = 16_000
