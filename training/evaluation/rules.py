@@ -16,11 +16,16 @@ from ..synthesis.operations import Move, Resize, Turn
 from ..synthesis.palette import COLOURS
 from ..synthesis.render import Canvas
 from ..synthesis.scene import Scene, SceneObject
+from ..synthesis.workshop import is_symmetric_under
 from .cases import Case
-from .readout import Reader, Reading, fill_colour
+from .frames import frame_faults, with_rim
+from .readout import Reader, Reading, fill_colour, with_object
 
 VISIBLE = 16 / 255
 """Pixels whose source and target differ by more than this in a channel count as changed."""
+
+WRONG_TURN = 25.0
+"""A turn is right when the picture fits it better than one so many degrees off; chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +114,7 @@ class Judge:
                 f"{case.id}: the result has the shape {result.shape}, the target {target.shape}."
             )
         error, changed = absolute_error(result, target), changed_pixels(case)
-        outside = ~changed if case.sample.mask is None else ~case.sample.mask
+        outside = ~with_rim(case, changed if case.sample.mask is None else case.sample.mask)
         quadrant = worst_quadrant(error)
         inside = float(error[changed].mean()) if changed.any() else 0.0
         kept = psnr(result, target, outside)
@@ -139,7 +144,7 @@ class Judge:
             found += object_faults(item, reading, target)
         if plan.source is not None:
             found += [*ghosts(reader, result, plan.source, target), *unmoved(reader, case, result)]
-        return found
+        return found + frame_faults(case, result)
 
 
 def scenes_of(case: Case) -> list[Scene]:
@@ -181,12 +186,30 @@ def ghosts(reader: Reader, result: Canvas, source: Scene, target: Scene) -> list
 
 
 def unmoved(reader: Reader, case: Case, result: Canvas) -> list[str]:
-    """Objects that should have been moved, scaled or turned and fit their old state better."""
+    """Objects that fit the state before they were moved, scaled or turned better, or a wrong turn."""
     plan, found = case.sample.plan, []
     for operation in plan.operations:
         if isinstance(operation, Move | Resize | Turn) and plan.source is not None:
             before, after = plan.source.find(operation.key), plan.target.find(operation.key)
             larger = max(before, after, key=lambda item: item.scale)
+            name = f"{after.sprite.colour} {after.sprite.shape}"
             if not reader.shows(result, plan.target, plan.source, larger):
-                found.append(f"{after.sprite.colour} {after.sprite.shape}: as before")
+                found.append(f"{name}: as before")
+            if isinstance(operation, Turn) and not is_turned(reader, case, result, operation):
+                found.append(f"{name}: turned otherwise")
     return found
+
+
+def is_turned(reader: Reader, case: Case, result: Canvas, operation: Turn) -> bool:
+    """Whether no turn that is visibly another fits better: too far, not far enough, the other sense."""
+    target = case.sample.plan.target
+    item, right = target.find(operation.key), reader.draw(target)
+    for change in (-WRONG_TURN, WRONG_TURN, -2 * operation.degrees):
+        turned = dataclasses.replace(item, rotation=item.rotation + change)
+        rival = with_object(target, turned)
+        is_other = float(np.abs(reader.draw(rival) - right).max()) > VISIBLE
+        if is_symmetric_under(item.sprite, change) or not is_other:
+            continue
+        if not reader.shows(result, target, rival, item):
+            return False
+    return True

@@ -23,10 +23,8 @@ log = logging.getLogger("dreamomni")
 
 MANIFEST = "dataset.json"
 LOCK = ".lock"
-VERSION = 3
+VERSION = 4
 """Raised when the same recipe gives other pictures than before."""
-LATER = ("usable_tasks", "edge_detector")
-"""Entries of the manifest that the first datasets of this version do not have."""
 
 Report = Callable[[int, Sample | None], None]
 """Called with the number of finished samples and, where one is at hand, the last one; may raise to stop."""
@@ -149,12 +147,7 @@ def prepare(job: Job, material: str, tasks: Collection[str]) -> list[int]:
 
 
 def require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError, naming what differs, unless both manifests agree.
-
-    A dataset from before the usable tasks were written down may grow without them.
-    """
-    if "usable_tasks" not in found:
-        wanted = {name: value for name, value in wanted.items() if name not in LATER}
+    """Raise ValueError, naming what differs, unless both manifests agree."""
     if found == wanted:
         return
     recipe, other = found.get("recipe", {}), wanted["recipe"]

@@ -76,6 +76,25 @@ def radius_in_pixels(item: SceneObject, size: tuple[int, int]) -> float:
     return item.scale * min(size) / 2
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """Four lines around an object, pixels; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    thick: int
+
+    def lines(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """(height, width) mask of the lines in a picture of (width, height)."""
+        area = np.zeros((size[1], size[0]), bool)
+        area[self.top : self.bottom, self.left : self.right] = True
+        thick = self.thick
+        area[self.top + thick : self.bottom - thick, self.left + thick : self.right - thick] = False
+        return area
+
+
 class Renderer:
     """Draws scenes of one canvas size; `library` provides stickers and photos from files.
 
@@ -193,21 +212,28 @@ class Renderer:
         if mark.kind == "fill":
             assert mark.key is not None
             return self.silhouette(mark.key, scene)
+        if mark.kind == "box":
+            return self.frame(mark, scene).lines(self.size)
+        assert mark.area is not None
         width, height = self.size
         area = np.zeros((height, width), bool)
-        if mark.kind == "box":
-            assert mark.key is not None
-            left, top, right, bottom = self.box(scene.find(mark.key), scene.style)
-            thick = max(1, round(min(self.size) / 110))
-            left, top = max(left - thick, 0), max(top - thick, 0)
-            right, bottom = min(right + thick, width), min(bottom + thick, height)
-            area[top:bottom, left:right] = True
-            area[top + thick : bottom - thick, left + thick : right - thick] = False
-            return area
-        assert mark.area is not None
         left, top, right, bottom = mark.area
         area[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
         return area
+
+    def frame(self, mark: Mark, scene: Scene) -> Frame:
+        """Where a `box` mark is drawn: around its object, no further than the picture."""
+        assert mark.key is not None
+        width, height = self.size
+        left, top, right, bottom = self.box(scene.find(mark.key), scene.style)
+        thick = max(1, round(min(self.size) / 110))
+        return Frame(
+            left=max(left - thick, 0),
+            top=max(top - thick, 0),
+            right=min(right + thick, width),
+            bottom=min(bottom + thick, height),
+            thick=thick,
+        )
 
     def _compose(self, canvas: Canvas, cutout: Cutout, style: Style) -> None:
         rows, columns, inner_rows, inner_columns = cutout.window(canvas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from .tasks import TASKS, missing_material
 from .workshop import Unlucky, Workshop
 
 MAX_ATTEMPTS = 400
+FAINTEST = 12
+"""Least difference (of 255) by which an object's edge must show where a frame goes by it; chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +64,8 @@ class Synthesizer:
                 plan = TASKS[task](Workshop(dice, self.config, self.library))
             except Unlucky:
                 continue
+            if not frames_show(plan, self.renderer):
+                continue
             if self.config.split == "all" or is_held_out(plan) == (self.config.split == "test"):
                 return plan
         raise ValueError(
@@ -94,6 +99,24 @@ class Synthesizer:
                 assert background.photo is not None
                 return self.library.photo(background.photo, renderer.size, background.crop, depth=True)
         return renderer.draw(reference.scene)
+
+
+def frames_show(plan: Plan, renderer: Renderer) -> bool:
+    """Whether each side of each new frame goes by an edge that is seen; a faint one would leave it open."""
+    known, target = plan.source.marks if plan.source else (), plan.target
+    for mark in target.marks:
+        if mark.kind != "box" or mark in known or mark.key is None:
+            continue
+        shown = dataclasses.replace(target, marks=())
+        others = tuple(item for item in target.objects if item.key != mark.key)
+        hidden = dataclasses.replace(shown, objects=others)
+        gap = np.abs(renderer.draw(shown).astype(np.int16) - renderer.draw(hidden)).max(axis=2)
+        left, top, right, bottom = renderer.box(target.find(mark.key), target.style)
+        body, thick = gap[top:bottom, left:right], renderer.frame(mark, target).thick
+        sides = (body[:thick], body[-thick:], body[:, :thick], body[:, -thick:])
+        if any(side.max(initial=0) < FAINTEST for side in sides):
+            return False
+    return True
 
 
 def usable_tasks(config: SynthesisConfig, library: Library) -> dict[str, float]:

@@ -18,6 +18,8 @@ PLACES = tuple((x, y) for y in (0.25, 0.5, 0.75) for x in (0.25, 0.5, 0.75))
 """The nine places of a canvas."""
 
 TRIES = 40
+SMALLEST_TURN = 20.0
+"""A silhouette turned by less than so many degrees counts as the same; chosen."""
 
 
 class Unlucky(Exception):
@@ -265,7 +267,7 @@ def is_symmetric_under(sprite: Sprite, degrees: float) -> bool:
         return True
     step = 360 / fold
     rest = degrees % step
-    return min(rest, step - rest) < 14
+    return min(rest, step - rest) < SMALLEST_TURN
 
 
 def surface_word(texture: str, dice: Dice) -> str:

@@ -11,15 +11,20 @@ import pytest
 from pack.training.dataset import EditDataset, open_dataset
 from pack.training.evaluation.baselines import copy_source, random_object
 from pack.training.evaluation.cases import Case, group_of, held_out_cases
-from pack.training.evaluation.readout import Reader
+from pack.training.evaluation.frames import SIDES, line_of, moved, with_rim
+from pack.training.evaluation.readout import Reader, with_object
 from pack.training.evaluation.report import Rate, markdown_table, rate, rule_table, select
 from pack.training.evaluation.rules import Judge, Limits, absolute_error, changed_pixels, psnr, worst_quadrant
 from pack.training.evaluation.run import EDIT_TASKS, Evaluation, evaluate, one_by_one
 from pack.training.synthesis.config import recipe_for
 from pack.training.synthesis.generate import Job, generate
+from pack.training.synthesis.palette import MARK_COLOURS
+from pack.training.synthesis.plan import Plan
+from pack.training.synthesis.render import Frame
 from pack.training.synthesis.samples import Synthesizer
 from pack.training.synthesis.scene import Scene, SceneObject, Sprite
 from pack.training.synthesis.split import HELD_OUT_SHARE, scene_key
+from pack.training.synthesis.workshop import is_symmetric_under
 
 TASKS = (*EDIT_TASKS, "multi", "outpaint")
 RECIPE = recipe_for(48, 48)
@@ -62,6 +67,63 @@ def test_perfect_answers_pass_in_large_pictures_with_shadows_and_details() -> No
         for case in cases(task, "several", 2, recipe_for(256, 256)):
             verdict = judge.judge(case, perfect(case))
             assert verdict.success, verdict
+
+
+def frame_of(case: Case) -> Frame:
+    (mark,) = case.sample.plan.target.marks
+    return case.synthesizer.renderer.frame(mark, case.sample.plan.target)
+
+
+def with_frame(case: Case, lines: np.ndarray) -> np.ndarray:
+    """The source of a `detect` case with other lines in the right colour."""
+    (mark,) = case.sample.plan.target.marks
+    result = case.sample.source.copy()
+    result[lines] = MARK_COLOURS[mark.colour]
+    return result
+
+
+@pytest.mark.parametrize("group", ["one", "several"])
+def test_a_frame_needs_each_side_in_its_place(group: str) -> None:
+    judge = Judge()
+    for case in cases("detect", group, 12):
+        frame, size = frame_of(case), case.synthesizer.renderer.size
+        lines = frame.lines(size)
+        assert np.array_equal(with_frame(case, lines), case.sample.target)
+        for side in SIDES:
+            for wrong in (lines & ~line_of(frame, side, lines), moved(frame, side, 1, size).lines(size)):
+                if not np.array_equal(wrong, lines):
+                    assert not judge.judge(case, with_frame(case, wrong)).success, (case.id, side)
+
+
+def test_soft_lines_of_a_right_frame_are_forgiven() -> None:
+    judge = Judge()
+    for case in cases("detect", "one", 12):
+        lines = frame_of(case).lines(case.synthesizer.renderer.size)
+        soft, rim = case.sample.target.astype(np.float32), with_rim(case, lines) & ~lines
+        paint = case.sample.target[lines][0].astype(np.float32)
+        soft[rim] += 0.25 * (paint - soft[rim])
+        soft[lines] += 0.1 * (case.sample.source[lines] - soft[lines])
+        assert judge.judge(case, soft.astype(np.uint8)).success, case.id
+
+
+@pytest.mark.parametrize("group", ["one", "several"])
+def test_a_turn_needs_its_angle_and_its_sense(group: str) -> None:
+    judge, opposite = Judge(), 0
+    for case in cases("rotate", group, 24):
+        plan, draw = case.sample.plan, case.synthesizer.renderer.draw
+        (operation,) = plan.operations
+        item = plan.target.find(operation.key)
+
+        def turned(change: float, item: SceneObject = item, plan: Plan = plan) -> Scene:
+            return with_object(plan.target, dataclasses.replace(item, rotation=item.rotation + change))
+
+        for change in (-3, 3) if item.sprite.texture == "plain" else ():  # patterns turn too
+            assert judge.judge(case, draw(turned(change))).success, case.id
+        for change in (-30, 30, -2 * operation.degrees):
+            if not is_symmetric_under(item.sprite, change):
+                opposite += 1
+                assert not judge.judge(case, draw(turned(change))).success, (case.id, change)
+    assert opposite > 40
 
 
 def test_small_noise_is_forgiven_and_blur_of_everything_is_not() -> None:
