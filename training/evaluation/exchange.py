@@ -5,47 +5,79 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..datasets.records import decode_picture, flatten_on_white
 from ..synthesis.render import Canvas
-from ..synthesis.writers import encode_png
+from ..synthesis.writers import PARTIAL, encode_png, finish, flush
 from .cases import Case
 from .run import Editor
 
 CASES_FILE = "samples.jsonl"
+MARK = ".held-out-cases"
+"""A file that says that a folder was written here, and so may be written over."""
+
+
+def claim(folder: Path) -> None:
+    """Make or take a folder for cases; ValueError for one with files of somebody else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the cases need a folder. Name a new or an empty one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / MARK
+    if not mark.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds files that are not of this command, which could be written over. "
+            "Name a new folder, an empty one or one of earlier cases."
+        )
+    # Before the first picture: what an interrupted command left can then be written again.
+    mark.write_text("Written by dev.py evaluate --write-cases, which may write it again.\n", encoding="utf-8")
 
 
 def write_cases(folder: Path, cases: Iterable[Case]) -> int:
     """Write cases as a dataset folder that Load Dataset opens; returns their number.
 
     The target is written too, because it is part of a dataset; an honest program does not look at it.
+    The list of the cases appears last and whole. Raises ValueError for a folder with other files.
     """
+    claim(folder)
     pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    pictures.mkdir(exist_ok=True)
+    final = folder / CASES_FILE
+    partial = final.with_name(final.name + PARTIAL)
+    # An earlier list would name pictures that are about to change.
+    final.unlink(missing_ok=True)
     count = 0
-    with (folder / CASES_FILE).open("w", encoding="utf-8") as lines:
-        for case in cases:
-            sample = case.sample
-
-            def save(name: str, canvas: Canvas, case_id: str = case.id) -> str:
-                path = pictures / f"{case_id}.{name}.png"
-                path.write_bytes(encode_png(canvas))
-                return path.relative_to(folder).as_posix()
-
-            references = [save(f"ref_{place}", canvas) for place, canvas in enumerate(sample.references)]
-            line = {
-                "id": case.id,
-                "task": case.task,
-                "instruction": sample.plan.instruction,
-                "source": None if sample.source is None else save("source", sample.source),
-                "references": references,
-                "target": save("target", sample.target),
-            }
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            count += 1
+    try:
+        with partial.open("w", encoding="utf-8") as lines:
+            for case in cases:
+                lines.write(json.dumps(write_case(pictures, case), ensure_ascii=False) + "\n")
+                count += 1
+        finish(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
+
+
+def write_case(pictures: Path, case: Case) -> dict[str, Any]:
+    """Write the pictures of a case; returns its line of the list, with paths from the folder above."""
+    sample = case.sample
+
+    def save(name: str, canvas: Canvas) -> str:
+        path = pictures / f"{case.id}.{name}.png"
+        path.write_bytes(encode_png(canvas))
+        flush(path)
+        return path.relative_to(pictures.parent).as_posix()
+
+    return {
+        "id": case.id,
+        "task": case.task,
+        "instruction": sample.plan.instruction,
+        "source": None if sample.source is None else save("source", sample.source),
+        "references": [save(f"ref_{place}", canvas) for place, canvas in enumerate(sample.references)],
+        "target": save("target", sample.target),
+    }
 
 
 def answers_from(folder: Path) -> Editor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pack.training.dataset import open_dataset
+from pack.training.evaluation.cases import Case, held_out_cases
 from pack.training.evaluation.command import main
+from pack.training.evaluation.exchange import write_cases
+from pack.training.synthesis.config import recipe_for
 from PIL import Image
 
 OPTIONS = ["--size", "32", "--cases", "3", "--tasks", "remove", "text_to_image"]
@@ -57,3 +61,39 @@ def test_faults_are_told_without_a_traceback(tmp_path: Path, capsys: pytest.Capt
     assert "there is no task 'fly'" in capsys.readouterr().err
     assert main(["--size", "32", "--tasks", "recolour", "--stickers", str(tmp_path)]) == 1
     assert "recolour cannot be judged with stickers" in capsys.readouterr().err
+
+
+def test_cases_are_not_written_over_other_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    own = tmp_path / "samples.jsonl"
+    own.write_text("my own list\n", encoding="utf-8")
+    assert main([*OPTIONS, "--write-cases", str(tmp_path)]) == 1
+    assert "holds files that are not of this command" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [own]
+    assert own.read_text(encoding="utf-8") == "my own list\n"
+    assert main([*OPTIONS, "--write-cases", str(own)]) == 1
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_cases_are_written_over_their_own_folder(tmp_path: Path) -> None:
+    cases = tmp_path / "cases"
+    cases.mkdir()
+    for number in ("2", "1"):
+        assert (
+            main(["--size", "32", "--tasks", "remove", "--cases", number, "--write-cases", str(cases)]) == 0
+        )
+        assert len(open_dataset(cases)) == 2 * int(number)
+
+
+def test_an_interrupted_list_of_cases_is_absent_and_can_be_written_again(tmp_path: Path) -> None:
+    case = next(held_out_cases(recipe_for(32, 32), "remove", "one", 1))
+
+    def broken() -> Iterator[Case]:
+        yield case
+        raise KeyboardInterrupt
+
+    write_cases(tmp_path, [case])
+    with pytest.raises(KeyboardInterrupt):
+        write_cases(tmp_path, broken())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("samples")]
+    assert write_cases(tmp_path, [case]) == 1
+    assert len(open_dataset(tmp_path)) == 1
