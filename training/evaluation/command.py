@@ -73,9 +73,19 @@ def show_progress(name: str, done: int) -> None:
     sys.stderr.write(f"\r{name} {done}   ")
 
 
+def make_folder(folder: Path) -> None:
+    """Have a folder for the results; ValueError if there cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the folder {folder} cannot be made: {error.strerror}. Give --out the name of a new folder, or "
+            "of one that may be written."
+        ) from error
+
+
 def save(outcome: Outcome, folder: Path, heading: str) -> None:
-    """Write the tables, every verdict and the contact sheets."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the tables, every verdict and the contact sheets into a folder that is there."""
     rules = [f"Rules kept, {name}\n\n{rule_table(rows)}" for name, rows in outcome.verdicts.items()]
     (folder / "table.md").write_text("\n\n".join([heading, outcome.table, *rules]) + "\n", encoding="utf-8")
     verdicts = {
@@ -147,13 +157,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         editors = {} if models is None else dict(models.editors)
         require_distinct([*editors, *(folder.name for folder in options.answers)])
         editors |= {folder.name: answers_from(folder) for folder in options.answers}
+        if options.out:
+            make_folder(options.out)  # before the judging, which would be in vain
         outcome = evaluate(editors, evaluation, show_progress)
+        sys.stderr.write("\n")
+        heading = heading_of(options, evaluation.config)
+        sys.stdout.write(f"{heading}\n\n{outcome.table}\n")
+        if options.out:
+            save(outcome, options.out, heading)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stderr.write("\n")
-    heading = heading_of(options, evaluation.config)
-    sys.stdout.write(f"{heading}\n\n{outcome.table}\n")
-    if options.out:
-        save(outcome, options.out, heading)
     return 0

@@ -97,3 +97,24 @@ def test_an_interrupted_list_of_cases_is_absent_and_can_be_written_again(tmp_pat
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("samples")]
     assert write_cases(tmp_path, [case]) == 1
     assert len(open_dataset(tmp_path)) == 1
+
+
+def test_an_impossible_out_folder_is_told_before_the_first_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    for folder in (taken, taken / "below"):
+        assert main([*OPTIONS, "--out", str(folder)]) == 1
+        told = capsys.readouterr()
+        assert f"{folder} cannot be made" in told.err and "remove-one" not in told.err
+        assert not told.out
+
+
+def test_tables_that_cannot_be_written_are_told_after_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "table.md").mkdir()
+    assert main([*OPTIONS, "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "| remove |" in told.out and "table.md" in told.err
