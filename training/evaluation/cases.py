@@ -23,14 +23,18 @@ class Case:
     id: str
     task: str
     group: str
-    """`one`: nothing had to be chosen; `several`: the named object had to be found."""
+    """`one`: the source holds one object, so nothing in it had to be chosen; `several`: it holds more.
+
+    Without a source the fullest picture counts, a sheet or the target. A reference beside a source is not
+    counted: that of a `reference_add` case may hold two objects in either group, one of them named.
+    """
     sample: Sample
     synthesizer: Synthesizer
     """The recipe and renderer the case was made with."""
 
 
 def choices(plan: Plan) -> int:
-    """How many objects the instruction had to choose among: in the source, or on the fullest sheet."""
+    """How many objects the source holds; without a source, the fullest of the sheets and the target."""
     if plan.source is not None:
         return len(plan.source.objects)
     sheets = [len(reference.scene.objects) for reference in plan.references]
@@ -43,7 +47,11 @@ def group_of(plan: Plan) -> str:
 
 
 def recipe_for_group(config: SynthesisConfig, task: str, group: str) -> SynthesisConfig:
-    """The recipe restricted to one task, held-out scenes and one group."""
+    """The recipe restricted to one task, held-out scenes and one group.
+
+    A scene has no more objects than the recipe says after objects were added, and `several` asks for two
+    before. So with a recipe of up to three objects no case adds from two references; with four some do.
+    """
     most = config.objects[1]
     if group == "one":
         # `add` needs room for a second object beside the one in the source.
