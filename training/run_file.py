@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .config import RunConfig
 from .config_json import from_json, to_json
 from .files import write_json
+from .locks import folder_lock
 
 RUN, CANCEL, HEARTBEAT, LOG, LOCK = "run.json", "cancel", "heartbeat", "worker.log", "lock"
 MEMORY_RAN_OUT = "memory-ran-out"
@@ -44,17 +45,5 @@ def read_run_file(folder: Path) -> RunFile:
 
 
 def run_lock(folder: Path) -> FileLock:
-    """The acquired lock of a run; BlockingIOError when another process trains in this folder.
-
-    The operating system frees it when its owner dies, however it dies.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BlockingIOError(
-            f"another process is training the run {folder.name!r}; wait for it, cancel it, or choose "
-            "another name"
-        ) from error
-    return lock
+    """The acquired lock of a run; BlockingIOError when another process trains in this folder."""
+    return folder_lock(folder, LOCK, "training the run")

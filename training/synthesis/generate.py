@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ..datasets.shards import INDEX_SUFFIX
+from ..locks import folder_lock
 from .config import SynthesisConfig
 from .edges import edge_detector
 from .samples import Sample, Synthesizer
@@ -107,20 +108,8 @@ def require_own_folder(folder: Path) -> None:
 
 
 def dataset_lock(folder: Path) -> FileLock:
-    """The acquired lock of a dataset; BlockingIOError when another process writes in this folder.
-
-    The operating system frees it when its owner dies, however it dies.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BlockingIOError(
-            f"another process is writing the dataset {folder.name!r}; wait for it, cancel it, or choose "
-            "another name"
-        ) from error
-    return lock
+    """The acquired lock of a dataset; BlockingIOError when another process writes in this folder."""
+    return folder_lock(folder, LOCK, "writing the dataset")
 
 
 def prepare(job: Job, material: str, tasks: Collection[str]) -> list[int]:
