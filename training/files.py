@@ -33,8 +33,9 @@ def flush_to_disk(path: Path) -> None:
 def temporary_beside(path: Path) -> Path:
     """A fresh name in the folder of `path`, so that a rename stays on one disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp: what takes the file's place should be readable to whom other files are.
-    partial = path.with_name(f".partial-{uuid.uuid4().hex}{path.suffix}")
+    # Not mkstemp: what takes the file's place should be readable to whom other files are. Without the
+    # suffix: what a crash leaves in a models folder would be offered by ComfyUI's lists.
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}")
     partial.touch(exist_ok=False)
     return partial
 

@@ -143,6 +143,21 @@ def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_d
         assert best_export(networks.parent) == networks / name
 
 
+def test_what_a_crash_leaves_is_no_adapter_to_choose(models_dir: Path, output_dir: Path) -> None:
+    """A process that is killed between the copy and the rename leaves a file with no suffix of a model."""
+    import folder_paths
+
+    from pack.training.files import temporary_beside
+
+    half = temporary_beside(models_dir / "loras" / "dreamomni" / "mine.safetensors")
+    half.write_bytes(b"half of it")
+    try:
+        folder_paths.filename_list_cache.clear()
+        assert not [name for name in folder_paths.get_filename_list("loras") if half.name in name]
+    finally:
+        half.unlink()
+
+
 class Stopped(Exception):
     """Raised where a node would begin to work."""
 
