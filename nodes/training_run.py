@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..training.dataset import EditDataset
 from ..training.doctor import examine
 from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_dataset
 from ..training.families import load_family
-from ..training.files import write_json
+from ..training.files import CHUNK, write_json
 from ..training.ladder import laddered
 from ..training.launch import run_with_ladder
 from ..training.optimizers import require_packages
@@ -41,6 +42,8 @@ RUNS, CACHE = ("dreamomni", "training"), ("dreamomni", "training-cache")
 CONTINUE, FRESH = "continue if it exists", "new run only"
 STRIP_HEIGHT = 256
 LARGEST_ON_CPU = 2 << 30
+HASHED_BETWEEN = 16 * CHUNK
+"""Bytes of weights between two moves of the bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +109,30 @@ def base_parts(config: RunConfig) -> dict[str, tuple[Path, ...]]:
 
 
 def base_hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of the weights of each base, those that encode among them; stops at a cancel.
+    """SHA-256 of the weights of each base, those that encode among them; moves the bar, stops at a cancel.
 
     A LoRA names them, and a run does not go on with others.
     """
     parts = {role: weights_of(Path(path)) for role, path in config.base.items() if path}
-    return {role: files_sha256(files, check_cancelled) for role, files in parts.items() if files}
+    files = [file for part in parts.values() for file in part]
+    report = hashing_report(sum(file.stat().st_size for file in files))
+    return {role: files_sha256(part, report) for role, part in parts.items() if part}
+
+
+def hashing_report(size: int) -> Callable[[], None]:
+    """What is called after each CHUNK of `size` bytes that are read; it raises when cancelled.
+
+    Tens of gigabytes take a minute, and a bar that is told of every chunk would slow the reading down.
+    """
+    report, chunks = progress_reporter(max(1, -(-size // HASHED_BETWEEN))), count(1)
+
+    def read() -> None:
+        check_cancelled()
+        done, rest = divmod(next(chunks) * CHUNK, HASHED_BETWEEN)
+        if not rest:
+            report(done, None)
+
+    return read
 
 
 @dataclass(kw_only=True)

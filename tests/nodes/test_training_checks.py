@@ -47,6 +47,29 @@ def test_the_dataset_check_moves_the_bar(
     assert bars[-4:] == [(done, 4) for done in range(4)]
 
 
+def test_hashing_the_base_moves_the_bar_and_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.nodes.training_run import HASHED_BETWEEN, base_hashes
+    from pack.training.config import RunConfig
+
+    import comfy.model_management as mm
+    import comfy.utils
+
+    base = tmp_path / "base.safetensors"
+    with base.open("wb") as file:
+        file.truncate(2 * HASHED_BETWEEN + 1)
+    config = RunConfig(name="hashed", family="kontext", task="edit", base={"transformer": str(base)})
+    bars: list[tuple[int, int]] = []
+    hook = lambda value, total, preview, node_id=None: bars.append((value, total))
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    assert len(base_hashes(config)["transformer"]) == 64
+    assert bars == [(1, 3), (2, 3)]
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        base_hashes(config)
+
+
 def test_cancel_is_noticed_while_the_records_are_read(output_dir: Path, tmp_path: Path) -> None:
     import comfy.model_management as mm
 
@@ -145,9 +168,9 @@ def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_d
 
 def test_what_a_crash_leaves_is_no_adapter_to_choose(models_dir: Path, output_dir: Path) -> None:
     """A process that is killed between the copy and the rename leaves a file with no suffix of a model."""
-    import folder_paths
-
     from pack.training.files import temporary_beside
+
+    import folder_paths
 
     half = temporary_beside(models_dir / "loras" / "dreamomni" / "mine.safetensors")
     half.write_bytes(b"half of it")
