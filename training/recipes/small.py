@@ -139,6 +139,25 @@ LAST_TASKS: Weighted = (
     ("reference_generation", 0.4),
 )
 """The mix of the fifth: what missed its target until then takes more than eight samples in ten."""
+POINT_TASKS: Weighted = (
+    ("text_to_image", 1.0),
+    ("add", 0.4),
+    ("remove", 0.4),
+    ("replace", 0.6),
+    ("recolour", 0.5),
+    ("retexture", 0.8),
+    ("move", 5.0),
+    ("scale", 4.0),
+    ("rotate", 13.0),
+    ("inpaint", 0.4),
+    ("segment", 0.4),
+    ("detect", 6.0),
+    ("reference_add", 1.5),
+    ("reference_replace", 3.5),
+    ("reference_attribute", 3.5),
+    ("reference_generation", 0.4),
+)
+"""The mix of the sixth: turns, boxes, and what is told by points."""
 EASY_TASKS: Weighted = (
     ("add", 1.0),
     ("remove", 1.0),
@@ -167,6 +186,8 @@ class Refinement:
     learning_rate: float = 2.5e-3
     single_share: float | None = None
     """Share of the scenes with one object, None: the recipe's; the others may have several references."""
+    drag_share: float | None = None
+    """Share of move, scale and rotate told by points, None: the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +211,7 @@ class SmallRecipe:
         Refinement(steps=3_700, tasks=HARD_TASKS, single_share=0.2),
         Refinement(steps=4_200, tasks=LATE_TASKS, single_share=0.2),
         Refinement(steps=4_300, tasks=LAST_TASKS, single_share=0.25),
+        Refinement(steps=4_500, tasks=POINT_TASKS, single_share=0.4, drag_share=0.45),
     )
     """Further runs, each on the network that the one before it left."""
     warmup_steps: int = 100
@@ -285,6 +307,8 @@ class SmallRecipe:
         config = self.synthesis(refinement.tasks, seed=len(LORA_TASKS) + 2 + number)
         if refinement.single_share is not None:
             config = dataclasses.replace(config, single_share=refinement.single_share)
+        if refinement.drag_share is not None:
+            config = dataclasses.replace(config, drag_share=refinement.drag_share)
         return DrawnSamples(config=config, count=refinement.steps * self.batch_size + HELD_OUT)
 
     def lora_synthesis(self, task: str) -> SynthesisConfig:
