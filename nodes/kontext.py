@@ -10,8 +10,11 @@ from ..dit.positions import PositionScheme
 from ..model_loaders.kontext import FOLDER, WEIGHT_DTYPES, kontext_names, load_kontext
 from ..model_loaders.patches import attach_position_encoding
 from .fingerprints import weights_state
+from .notes import replace_notes
 from .schema import node_input, node_schema
 from .types import CATEGORY
+
+PLACED = "Position Encoding gives the pictures their places."
 
 
 class LoadKontext(io.ComfyNode):
@@ -77,11 +80,14 @@ class PositionEncoding(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model_out", display_name="model")],
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, model: Any, encoding: str) -> io.NodeOutput:
-        return io.NodeOutput(attach_position_encoding(model, PositionScheme(encoding)))
+        encoded = attach_position_encoding(model, PositionScheme(encoding))
+        replace_notes(cls, "DreamOmniReferenceConditioning", PLACED)
+        return io.NodeOutput(encoded)
 
 
 NODES = [LoadKontext, PositionEncoding]

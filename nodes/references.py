@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
@@ -10,11 +13,13 @@ from comfy_api.latest import io
 from ..dit.references import MAX_REFERENCES, ReferenceSet, ResizeRule, Task, build_references
 from ..dit.sizes import DEFAULT_SIZE, published_target_size
 from ..model_loaders.reference_latents import append_reference_latents, empty_latent, encode_references
-from .notes import show_note
+from .notes import graph_of, show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY, References
 
 NO_IMAGES = "No image connected: plain text to image, LoRA switch off."
+PLACING_NODES = frozenset({"DreamOmniPositionEncoding", "DreamOmniLoadDreamOmni"})
+"""With one of these in a graph the pictures have places; DreamOmni's network brings its own scheme."""
 IMAGE_1_SIZE = "image_1"
 PUBLISHED_SIZE = "as published"
 
@@ -76,6 +81,7 @@ class ReferenceSetNode(io.ComfyNode):
         if not references.images:
             show_note(cls, NO_IMAGES)
             return io.NodeOutput(references, ExecutionBlocker(None), *DEFAULT_SIZE)
+        show_note(cls, set_note(references))
         first = references.images[0]
         return io.NodeOutput(references, first, first.shape[2], first.shape[1])
 
@@ -110,6 +116,7 @@ class ReferenceConditioning(io.ComfyNode):
                 io.Conditioning.Output("conditioning_out", display_name="conditioning"),
                 io.Latent.Output("latent", display_name="latent", tooltip="Empty, for the result."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -119,7 +126,29 @@ class ReferenceConditioning(io.ComfyNode):
         latents = encode_references(vae, references)
         width, height = target_size(references, latent_size)
         empty = empty_latent(vae, references.batch_size, width, height)
-        return io.NodeOutput(append_reference_latents(conditioning, latents), {"samples": empty})
+        with_latents = append_reference_latents(conditioning, latents)
+        show_note(cls, places_note(with_latents, graph_of(cls)))
+        return io.NodeOutput(with_latents, {"samples": empty})
+
+
+def set_note(references: ReferenceSet) -> str:
+    """What was put together; always some text, so that no older one stays on the node."""
+    count, batch = len(references.images), references.batch_size
+    if batch > 1:
+        return f"image_1 is a batch of {batch}: {batch} results."
+    return f"{count} picture{'s' if count > 1 else ''}, task {references.task.value}."
+
+
+def places_note(conditioning: list, graph: Mapping[str, Any]) -> str:
+    """How many references there are, and whether nothing in the graph gives them places of their own."""
+    count = max((len(extra.get("reference_latents", [])) for _, extra in conditioning), default=0)
+    present = {node["class_type"] for node in graph.values()}
+    if count > 1 and present and present.isdisjoint(PLACING_NODES):
+        return (
+            f"{count} pictures, and no Position Encoding in this graph: DreamOmni2 would mix them. "
+            "Put it behind the LoRA."
+        )
+    return f"{count} picture{'' if count == 1 else 's'} in the conditioning."
 
 
 def target_size(references: ReferenceSet, latent_size: str) -> tuple[int, int]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from comfy_stand_ins import CountingVAE
+from host_models import kontext_model
+from live_server import WORKFLOWS, read_workflow
 
 pytestmark = pytest.mark.host
 
@@ -108,3 +115,104 @@ def test_another_vae_of_pictures_keeps_its_own_channels() -> None:
 def test_a_vae_for_video_is_refused() -> None:
     with pytest.raises(ValueError, match=r"this VAE made a latent of shape \(1, 16, 1, 6, 4\) from image_1"):
         conditioned(reference_set(picture())[0], CountingVAE(video=True))
+
+
+NO_PLACES = "no Position Encoding in this graph"
+
+
+def graph_with(*class_types: str) -> dict[str, Any]:
+    classes = ("DreamOmniReferenceConditioning", "SamplerCustomAdvanced", *class_types)
+    return {str(number): {"class_type": name, "inputs": {}} for number, name in enumerate(classes, start=1)}
+
+
+def in_graph(node: Any, graph: dict[str, Any]) -> Any:
+    """The node as ComfyUI runs it, with what the schema asks for."""
+    from comfy_api.latest import io
+
+    given = {io.Hidden.unique_id: "1", io.Hidden.prompt: graph}
+    asked = node.GET_SCHEMA().hidden
+    return node.PREPARE_CLASS_CLONE({name: value for name, value in given.items() if name in asked})
+
+
+def note_on_conditioning(graph: dict[str, Any], count: int, caplog: pytest.LogCaptureFixture) -> str:
+    from pack.nodes.references import ReferenceConditioning
+
+    references = reference_set(*(picture(seed=n) for n in range(count)))[0]
+    caplog.clear()
+    with caplog.at_level("INFO", logger="dreamomni"):
+        node = in_graph(ReferenceConditioning, graph)
+        node.execute([[torch.zeros(1, 4, 8), {}]], CountingVAE(), references)
+    (message,) = caplog.messages
+    return message
+
+
+def test_several_pictures_without_position_encoding_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    text = note_on_conditioning(graph_with(), 2, caplog)
+    assert text.startswith(f"2 pictures, and {NO_PLACES}")
+    assert "Put it behind the LoRA" in text
+    assert note_on_conditioning(graph_with(), 1, caplog) == "1 picture in the conditioning."
+    for placing in ("DreamOmniPositionEncoding", "DreamOmniLoadDreamOmni"):
+        assert note_on_conditioning(graph_with(placing), 3, caplog) == "3 pictures in the conditioning."
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_no_shipped_workflow_is_told_that_position_encoding_is_missing(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    types = [node["type"] for node in read_workflow(name)["nodes"]]
+    if "DreamOmniReferenceConditioning" in types:
+        assert NO_PLACES not in note_on_conditioning(graph_with(*types), 2, caplog)
+
+
+def test_position_encoding_takes_the_note_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference Conditioning's result is kept when the node is added, so it does not run and speak again."""
+    from pack.nodes.kontext import PLACED, PositionEncoding
+
+    sent: list[tuple[str, str]] = []
+    server = SimpleNamespace(
+        client_id="me", send_progress_text=lambda text, node, sid: sent.append((node, text))
+    )
+    host = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
+    monkeypatch.setitem(sys.modules, "server", host)
+    node = in_graph(PositionEncoding, graph_with("DreamOmniPositionEncoding"))
+    node.execute(kontext_model(), "index+offset")
+    assert sent == [("1", PLACED)]
+
+
+def test_the_rest_of_the_graph_makes_no_node_run_anew() -> None:
+    """ComfyUI's cache key must not hold the graph that these nodes are shown."""
+    from comfy_execution.caching import CacheKeySetInputSignature
+    from comfy_execution.graph import DynamicPrompt
+    from pack.nodes.kontext import PositionEncoding
+    from pack.nodes.references import ReferenceConditioning
+
+    import nodes
+
+    ours = {node.GET_SCHEMA().node_id: node for node in (ReferenceConditioning, PositionEncoding)}
+
+    async def never_changed(_: str) -> bool:
+        return False
+
+    def keys(graph: dict[str, Any]) -> list[Any]:
+        found = CacheKeySetInputSignature(
+            DynamicPrompt(graph), list(graph), SimpleNamespace(get=never_changed)
+        )
+        asyncio.run(found.add_keys(["1", "3"]))
+        return [found.get_data_key("1"), found.get_data_key("3")]
+
+    graph = graph_with("DreamOmniPositionEncoding")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, node in ours.items():
+            patch.setitem(nodes.NODE_CLASS_MAPPINGS, name, node)
+        before = keys(graph)
+        assert keys(graph | graph_with("DreamOmniPositionEncoding", "SaveImage", "LoadImage")) == before
+
+
+def test_the_set_says_what_a_batch_makes(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="dreamomni"):
+        reference_set(picture(batch=3), picture(seed=1))
+        reference_set(picture(), picture(seed=1), task="generate")
+        reference_set(picture())
+    assert caplog.messages == [
+        "image_1 is a batch of 3: 3 results.", "2 pictures, task generate.", "1 picture, task edit.",
+    ]  # fmt: skip
