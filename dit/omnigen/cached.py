@@ -19,6 +19,7 @@ from .prefix_cache import (
     PrefixCache,
     Stored,
     bytes_per_token,
+    no_room_text,
     sigma_key,
     store,
 )
@@ -174,18 +175,35 @@ def find_or_write(
         # The parent holds more than the shared rows; all rows anew may be the smaller whole.
         parent, shared, needed = None, 0, size * (prefix.length + times)
         if not use.cache.make_room(needed, use.settings.max_bytes):
+            say_no_room(use, prefix.length, needed, over_limit=True)
             return None
-    device = use.placement(needed)
-    while device != like.device and use.cache.drop_oldest(like.device, parent):
-        device = use.placement(needed)  # earlier pictures held the memory that this one would read faster
-    while device is None and use.cache.drop_oldest(torch.device("cpu"), parent):
-        device = use.placement(needed)
+    device = find_place(use, needed, like.device, parent)
     if device is None:
+        say_no_room(use, prefix.length, needed, over_limit=False)
         return None
     entry = Entry(prefix.elements, slots, context, parent, shared, device)
     write_entry(network, prefix, entry, like, use, length, attention)
     use.cache.add(entry)
     return entry
+
+
+def find_place(
+    use: CacheUse, needed: int, fastest: torch.device, parent: Entry | None
+) -> torch.device | None:
+    """Where the new entry goes, at the cost of earlier runs' entries; None if there is no memory for it."""
+    device = use.placement(needed)
+    while device != fastest and use.cache.drop_oldest(fastest, parent):
+        device = use.placement(needed)  # earlier pictures held the memory that this one would read faster
+    while device is None and use.cache.drop_oldest(torch.device("cpu"), parent):
+        device = use.placement(needed)
+    return device
+
+
+def say_no_room(use: CacheUse, tokens: int, needed: int, over_limit: bool) -> None:
+    """Warn that the run is slower than it could be; a limit of 0 was asked for."""
+    if use.settings.max_bytes:
+        held = use.cache.num_bytes
+        use.cache.warn_once(no_room_text(tokens, needed, held, use.settings, over_limit))
 
 
 def cached_velocity(

@@ -6,6 +6,7 @@ L prefix tokens, K key heads, D channels of a head.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from ..stored_tensor import moved_to
 from .config import OmniGenConfig
 from .layout import Slot
 
+log = logging.getLogger("dreamomni")
 GIGABYTE = 1024**3
 SIGMA_STEPS = 1_000_000
 """Sigmas closer than a millionth share a time token; float32 schedules differ by less between solvers."""
@@ -148,6 +150,22 @@ def bytes_per_token(config: OmniGenConfig, item_size: int, eight_bit: bool) -> i
     return 2 * config.num_layers * config.num_kv_heads * size
 
 
+def no_room_text(tokens: int, needed: int, held: int, settings: CacheSettings, over_limit: bool) -> str:
+    """What a user who wonders why a run is slow has to know, and what helps."""
+    limit = f"limit {settings.max_bytes / GIGABYTE:.3g} GB" if over_limit else "no free memory for it"
+    remedies = [
+        *(["raise cache_limit_gb (Load OmniGen)"] if over_limit else []),
+        *([] if settings.eight_bit else ["choose prefix_cache '8 bit' (Load OmniGen)"]),
+        "lower max_image_size (OmniGen Encode)",
+        "begin the prompt with the pictures, in order",
+    ]
+    return (
+        f"OmniGen: the prefix of {tokens} tokens needs {needed / GIGABYTE:.2g} GB beside the "
+        f"{held / GIGABYTE:.2g} GB kept, {limit}: these steps run without the cache. To be faster "
+        f"{', '.join(remedies[:-1])}, or {remedies[-1]}."
+    )
+
+
 class PrefixCache:
     """Entries by content and context; what was longest unused goes first when room is short."""
 
@@ -156,10 +174,17 @@ class PrefixCache:
         self.run = 0
         self.prefills = 0
         """Prefix passes made so far, for reports and tests."""
+        self.warned_in_run = -1
 
     def start_run(self) -> None:
         """A new sampling run begins; only entries of earlier runs may be dropped for its own."""
         self.run += 1
+
+    def warn_once(self, text: str) -> None:
+        """Log it, once in a run: every step comes here again."""
+        if self.warned_in_run != self.run:
+            self.warned_in_run = self.run
+            log.warning(text)
 
     def clear(self) -> None:
         """Free everything."""

@@ -316,6 +316,50 @@ def test_out_of_memory_while_writing_falls_back(folder, monkeypatch, caplog):
     assert "runs without it" in caplog.text
 
 
+def test_a_limit_that_is_too_low_warns_once_in_a_run(folder, caplog):
+    model, processor = load(folder, max_bytes=1000)
+    conds = conditionings(processor)
+    with caplog.at_level("WARNING", logger="dreamomni"):
+        run(model, conds, noise_of())
+        assert not cache_of(model).entries
+        assert len(caplog.records) == 1
+        run(model, conds, noise_of())
+        assert len(caplog.records) == 2
+    length = conds[1][0][0].numel()
+    text = caplog.messages[0]
+    assert f"the prefix of {length} tokens needs" in text
+    assert "limit 9.31e-07 GB: these steps run without the cache" in text
+    for remedy in ("raise cache_limit_gb (Load", "'8 bit' (Load", "lower max_image_size (OmniGen Encode)"):
+        assert remedy in text
+
+
+def test_the_default_limit_is_silent_and_so_is_none_at_all(folder, caplog):
+    for settings in ({}, {"max_bytes": 0}):
+        model, processor = load(folder, **settings)
+        with caplog.at_level("WARNING", logger="dreamomni"):
+            run(model, conditionings(processor), noise_of())
+        assert not caplog.records
+
+
+def test_the_remedies_named_are_inputs_of_the_nodes():
+    """At OmniGen's size and the default limit; a card without memory is helped by fewer of them."""
+    from pack.dit.omnigen.config import OmniGenConfig
+    from pack.dit.omnigen.prefix_cache import GIGABYTE, CacheSettings, bytes_per_token, no_room_text
+    from pack.nodes.omnigen import CACHE_MODES, LoadOmniGen, OmniGenEncode
+
+    three = 3 * 4096 * bytes_per_token(OmniGenConfig(), 2, False)
+    default = CacheSettings()
+    assert three < default.max_bytes < 2 * three
+    text = no_room_text(3 * 4096, three, three, default, over_limit=True)
+    assert "needs 4.5 GB beside the 4.5 GB kept, limit 8 GB: these steps" in text
+    assert "8 bit" in CACHE_MODES
+    assert "cache_limit_gb" in {item.id for item in LoadOmniGen.define_schema().inputs}
+    assert "max_image_size" in {item.id for item in OmniGenEncode.define_schema().inputs}
+    full = no_room_text(10, GIGABYTE, 0, CacheSettings(eight_bit=True), over_limit=False)
+    assert "no free memory for it" in full
+    assert "8 bit" not in full and "cache_limit_gb" not in full
+
+
 def test_cancel_in_the_middle_leaves_nothing_half_written(folder, monkeypatch):
     from pack.dit.omnigen.blocks import DecoderLayer
 

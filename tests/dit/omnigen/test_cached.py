@@ -276,6 +276,27 @@ def test_a_parent_too_large_for_the_limit_is_not_used(network):
     assert cache.prefills == len(prompts), "every prompt found room"
 
 
+def test_pictures_first_need_less_than_words_first(network, branches, caplog):
+    """The last remedy of the warning: the image-only branch then shares their rows."""
+    torch.manual_seed(3)
+    references = [torch.randn(1, 4, 6, 4), torch.randn(1, 4, 4, 8)]
+    latent, sigma = torch.randn(1, 4, 4, 4), torch.tensor([0.5])
+    first, last = (prefix_of(text, references) for text in (f"{ONE} {TWO} hats", f"hats {ONE} {TWO}"))
+    limit = bytes_per_token(tiny_config(), 4, False) * (first.length + 12)
+    warnings = []
+    for prefix in (first, last):
+        cache = PrefixCache()
+        cache.start_run()
+        with torch.inference_mode(), caplog.at_level("WARNING", logger="dreamomni"):
+            for branch in (branches["image_only"], prefix) * 2:
+                cached_velocity(
+                    network, latent, sigma, branch, use_of(cache, (0.5,), max_bytes=limit), torch_attention
+                )
+        warnings.append(len(caplog.records))
+        caplog.clear()
+    assert warnings == [0, 1]
+
+
 def test_nowhere_to_keep_it_or_switched_off_is_the_plain_pass(network, branches):
     latent, sigma = torch.randn(1, 4, 4, 4), torch.tensor([0.5])
     for options in ({"placement": lambda size: None}, {"enabled": False}, {"max_bytes": 0}):
@@ -285,6 +306,7 @@ def test_nowhere_to_keep_it_or_switched_off_is_the_plain_pass(network, branches)
             result = cached_velocity(network, latent, sigma, branches["positive"], use, torch_attention)
             assert torch.equal(result, network.velocity(latent, sigma, branches["positive"]))
         assert not cache.entries
+        assert (cache.warned_in_run == cache.run) is ("placement" in options)
 
 
 def test_items_with_their_own_times_and_gradients_take_the_plain_pass(network, branches):
