@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from live_server import read_workflow
-from pack.host.prompt import workflow_to_prompt
 from tiny_dreamomni import write_adapter, write_dreamomni
+from workflow_nodes import run_nodes
 
 pytestmark = pytest.mark.host
 
@@ -93,31 +91,6 @@ def test_masked_source_says_when_nothing_is_masked(caplog) -> None:
     assert source.shape == (1, 8, 16, 3)
     assert source[:, :, :8].abs().max() == 0
     assert area.sum() == 64
-
-
-def run_nodes(name: str, classes: dict[str, Any], results: dict[str, Any]) -> None:
-    """Run a shipped workflow's nodes of these classes; `results`, by class, has what the others give."""
-    workflow = read_workflow(name)
-    info = {node["type"]: {"input": {}} for node in workflow["nodes"]}
-    info |= {kind: {"input": node.INPUT_TYPES()} for kind, node in classes.items()}
-    prompt = workflow_to_prompt(workflow, info)
-
-    def outputs(number: str) -> Any:
-        kind = prompt[number]["class_type"]
-        if kind not in results:
-            inputs = prompt[number]["inputs"].items()
-            values = {key: outputs(v[0])[v[1]] if isinstance(v, list) else v for key, v in inputs}
-            node = classes[kind]
-            results[kind] = (
-                node.execute(**values).result
-                if hasattr(node, "execute")
-                else getattr(node(), node.FUNCTION)(**values)
-            )
-        return results[kind]
-
-    for number, node in prompt.items():
-        if node["class_type"] in classes:
-            outputs(number)
 
 
 def test_the_inpaint_workflow_changes_nothing_outside_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from comfy_stand_ins import CountingVAE
 from host_models import kontext_model
 from live_server import WORKFLOWS, read_workflow
+from workflow_nodes import run_nodes
 
 pytestmark = pytest.mark.host
 
@@ -216,3 +217,45 @@ def test_the_set_says_what_a_batch_makes(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.messages == [
         "image_1 is a batch of 3: 3 results.", "2 pictures, task generate.", "1 picture, task edit.",
     ]  # fmt: skip
+
+
+def test_the_region_workflow_changes_nothing_outside_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And around the region the sampler starts from image 1, not from the grey of an empty latent."""
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))
+    from comfy_extras.nodes_images import GetImageSize
+    from comfy_extras.nodes_mask import ImageCompositeMasked
+    from pack.nodes.references import ReferenceSetNode
+
+    import nodes
+
+    classes = {
+        "DreamOmniReferenceSet": ReferenceSetNode,
+        "VAEEncode": nodes.VAEEncode,
+        "SetLatentNoiseMask": nodes.SetLatentNoiseMask,
+        "GetImageSize": GetImageSize,
+        "ImageScale": nodes.ImageScale,
+        "ImageCompositeMasked": ImageCompositeMasked,
+    }
+    source, mask = picture(640, 427), torch.zeros(1, 427, 640)
+    mask[:, 100:200, 50:300] = 1
+    vae = CountingVAE()
+    # The model paints white, in the size that Kontext has for 3:2.
+    results = {
+        "LoadImage": (source, mask),
+        "VAELoader": (vae,),
+        "VAEDecode": (torch.ones(1, 832, 1248, 3),),
+    }
+    run_nodes("edit-region", classes, results)
+    assert results["DreamOmniReferenceSet"][2:] == (1248, 832)
+    latent = results["SetLatentNoiseMask"][0]
+    torch.testing.assert_close(latent["samples"], vae.encode(results["DreamOmniReferenceSet"][1]))
+    assert latent["noise_mask"].shape == (1, 1, 427, 640)
+    (sampler,) = (n for n in read_workflow("edit-region")["nodes"] if n["type"] == "SamplerCustomAdvanced")
+    given = next(item["link"] for item in sampler["inputs"] if item["name"] == "latent_image")
+    sources = {number: origin for number, origin, *_ in read_workflow("edit-region")["links"]}
+    types = {node["id"]: node["type"] for node in read_workflow("edit-region")["nodes"]}
+    assert types[sources[given]] == "SetLatentNoiseMask"
+    composite = results["ImageCompositeMasked"][0]
+    region = mask[0].bool()
+    assert torch.equal(composite[0][~region], source[0][~region])
+    assert bool((composite[0][region] == 1).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,22 @@ def kontext(workflow: str, **more: Any) -> StandIn:
     )
 
 
+def write_painted_region(inputs: Path) -> None:
+    """Image 1 of the workflow as the mask editor saves it: transparent where it may change."""
+    from PIL import Image
+
+    path = inputs / "painted-cup.png"
+    picture = Image.open(path).convert("RGBA")
+    width, height = picture.size
+    alpha = Image.new("L", picture.size, 255)
+    alpha.paste(0, (width // 4, height // 4, width // 2, height // 2))
+    picture.putalpha(alpha)
+    picture.save(path)
+
+
 STAND_INS = [
     kontext("edit-with-references"),
+    dataclasses.replace(kontext("edit-region"), write_inputs=write_painted_region),
     kontext("generate-from-references"),
     kontext("position-encoding-comparison"),
 ]
