@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 
+from ..dit.dreamomni.storage import CONFIG, read_json
 from ..training.checkpoint import checkpoint_steps
 from ..training.config import check_run_name
-from ..training.files import flush_to_disk, temporary_beside, whole_folder
+from ..training.files import flush_to_disk, temporary_beside, whole_folder, write_text
 from ..training.trainer import CHECKPOINTS, EXPORTS
 from .fingerprints import UNKNOWN
 from .own_writes import OWN_WRITES
 from .training_run import CONTINUE, FRESH, TrainingRun, runs_root
+
+log = logging.getLogger("dreamomni")
 
 
 def best_export(folder: Path) -> Path:
@@ -89,3 +94,26 @@ def copy_whole(source: Path, target: Path) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def copy_network(source: Path, target: Path) -> None:
+    """Copy an exported DreamOmni folder; what users have put into an older one stays, such as its VAE."""
+    with whole_folder(target, keep=True) as partial:
+        shutil.copytree(source, partial)
+        keep_vae_name(target, partial)
+
+
+def keep_vae_name(older: Path, newer: Path) -> None:
+    """Where the newer folder brings no VAE, its config.json names the one that the older's does."""
+    if not (older / CONFIG).is_file():
+        return
+    told = read_json(newer / CONFIG)
+    if (newer / told["vae"]).exists():
+        return
+    try:
+        name = read_json(older / CONFIG).get("vae", told["vae"])
+    except ValueError as error:  # nothing could open that folder; the new one is whole
+        log.warning("%s; it is written anew. If it named a VAE, name it again.", error)
+        return
+    if name != told["vae"]:
+        write_text(newer / CONFIG, json.dumps(told | {"vae": name}, indent=2))

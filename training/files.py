@@ -58,22 +58,45 @@ def write_tensors(
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Generator[Path]:
-    """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise."""
+def whole_folder(folder: Path, keep: bool = False) -> Generator[Path]:
+    """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise.
+
+    With `keep`, what the older folder has and the new one does not bring moves over.
+    """
     folder = folder.resolve()  # a link stays, and the folder it leads to is replaced
     partial = folder.with_name(f".partial-{folder.name}")
+    aside = folder.with_name(f".old-{folder.name}")
+    end_exchange(aside, folder, keep)  # a process was killed in the middle of one
     shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
         for path in partial.rglob("*"):
             if path.is_file():
                 flush_to_disk(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        if folder.exists():
+            folder.rename(aside)
+        try:
+            partial.rename(folder)
+        finally:
+            end_exchange(aside, folder, keep)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"{folder.name} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def end_exchange(aside: Path, folder: Path, keep: bool) -> None:
+    """Put the older folder back if no new one came, else take from it what is to be kept and delete it."""
+    if not aside.exists():
+        return
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    if keep:
+        for entry in list(aside.iterdir()):
+            if not os.path.lexists(folder / entry.name):
+                entry.rename(folder / entry.name)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
