@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from .checkpoint import checkpoint_steps
 from .config import RunConfig
 from .encode import read_manifest
 from .families import load_family
+from .interpreter import same_python
 from .ladder import laddered, remember_rung
 from .memory import next_rung
 from .metrics import MetricsFile
@@ -55,7 +55,8 @@ class Worker:
         on_cpu: bool = False,
     ) -> None:
         self.folder, self.num_processes, self.on_cpu = folder, num_processes, on_cpu
-        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        self.python, inherited = same_python()
+        self.environment = {**inherited, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.process: subprocess.Popen[str] | None = None
 
@@ -69,7 +70,7 @@ class Worker:
             launcher = ["-m", "accelerate.commands.launch", "--num_processes", number, "--multi_gpu"]
             launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
             launcher += ["--main_process_port", "0"]
-        return [sys.executable, *launcher, str(WORKER), str(self.folder)]
+        return [*self.python, *launcher, str(WORKER), str(self.folder)]
 
     def __enter__(self) -> Worker:
         self.folder.mkdir(parents=True, exist_ok=True)

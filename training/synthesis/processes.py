@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ..interpreter import same_python
 from .generate import Job
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -22,13 +21,14 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def start_worker(job: Job, parts: list[int]) -> subprocess.Popen[str]:
     """One worker for some parts, with one thread of its own."""
+    python, environment = same_python()
     process = subprocess.Popen(
-        [sys.executable, str(WORKER)],
+        [*python, str(WORKER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")},
+        env={**environment, **dict.fromkeys(THREAD_LIMITS, "1")},
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps({"job": job.to_json(), "parts": parts}) + "\n")
