@@ -18,7 +18,7 @@ from ..training.synthesis.generate import Job, generate
 from ..training.synthesis.samples import Sample, Synthesizer
 from ..training.synthesis.writers import FORMATS
 from .dataset_folders import dataset_names, find_dataset, input_folder, new_dataset_folder
-from .fingerprints import UNKNOWN, dataset_state, input_folder_state
+from .fingerprints import dataset_state, input_folder_state
 from .own_writes import OWN_WRITES
 from .pictures import image_of
 from .progress import progress_reporter
@@ -182,7 +182,7 @@ class StickerDataset(io.ComfyNode):
         try:
             folder = new_dataset_folder(name or "")
         except ValueError:  # linked, or no name of a folder, which is told when the node runs
-            return UNKNOWN
+            return material
         changes = OWN_WRITES.changes(folder, count)
         return f"{material} {changes}"
 

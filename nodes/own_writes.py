@@ -21,7 +21,8 @@ class OwnWrites:
     def changes(self, path: Path, settings: Hashable = None) -> int:
         """Rises when a file or folder is not as it was left, or was when this was asked first.
 
-        `settings` are those inputs of the node that decide what it writes there.
+        `settings` are those inputs of the node that decide what it writes there; None stands for linked ones,
+        which nobody knows when this is asked.
         """
         state = folder_state(path)
         left, count = self._left.get((path, settings), (state, 0))
@@ -31,9 +32,11 @@ class OwnWrites:
         return count
 
     def wrote(self, path: Path, settings: Hashable = None) -> None:
-        """Take what is there now as left by the node itself."""
-        count = self._left.get((path, settings), ("", 0))[1]
-        self._left[path, settings] = (folder_state(path), count)
+        """Take what is there now as left by the node itself, also if its settings were linked."""
+        state = folder_state(path)
+        for asked in {settings, None}:
+            count = self._left.get((path, asked), ("", 0))[1]
+            self._left[path, asked] = (state, count)
 
 
 OWN_WRITES = OwnWrites()

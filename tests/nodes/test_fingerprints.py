@@ -138,15 +138,33 @@ def test_stickers_and_backgrounds_that_changed(
 
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     write(tmp_path / "input" / "pictures" / "first.png")
-    check_changes(
-        lambda: fingerprint("StickerDataset", name="mine", **{inputs: "pictures"}),
-        tmp_path / "input" / "pictures" / "animals" / "cat.png",
-    )
-    assert fingerprint("StickerDataset", name=None, **{inputs: "pictures"}) == ""
+    for name in ("mine", None):
+        check_changes(
+            lambda name=name: fingerprint("StickerDataset", name=name, **{inputs: "pictures"}),
+            tmp_path / "input" / "pictures" / "animals" / "cat.png",
+        )
     for folder in ("gone", "../gone", None):
         assert fingerprint("StickerDataset", name="mine", **{inputs: folder}) == fingerprint(
             "StickerDataset", name="mine"
         )
+
+
+@pytest.mark.parametrize("asked", [200, None], ids=["written", "linked"])
+def test_a_dataset_as_the_node_left_it_is_not_made_again(output_dir: Path, asked: int | None) -> None:
+    """A linked count is None until the node runs, and a number when it writes."""
+    from pack.nodes.own_writes import OWN_WRITES
+
+    folder = output_dir / "dreamomni" / "datasets" / "mine"
+
+    def state() -> str:
+        return fingerprint("StickerDataset", name="mine", count=asked)
+
+    before = state()
+    write(folder / "samples.jsonl")
+    OWN_WRITES.wrote(folder, 200)
+    assert state() == before
+    (folder / "samples.jsonl").unlink()
+    assert state() != before
 
 
 RESULTS = {
