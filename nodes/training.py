@@ -41,7 +41,7 @@ from .training_results import (
     result_state,
 )
 from .training_run import CONTINUE, base_role, chosen_name
-from .training_translator import joint_job, joint_name
+from .training_translator import joint_job, joint_name, lora_half
 from .types import Processor, Vlm
 
 register_folders()
@@ -144,9 +144,11 @@ class TrainLoRA(io.ComfyNode):
         family: str | None = None,
         run_name: str | None = None,
         resume: str | None = CONTINUE,
+        preset: str | None = None,
         **_: object,
     ) -> str:
-        return f"{base_state(base, family)} {result_state('loras', run_name, resume)}"
+        run = resume and lora_half(resume, preset)
+        return f"{base_state(base, family)} {result_state('loras', run_name, run)}"
 
     @classmethod
     def execute(

@@ -117,9 +117,15 @@ def joint_name(run_name: str, resume: str, preset: str) -> str:
     if translator_plan(preset) is None:
         return chosen_name(run_name, resume)
     if resume not in (CONTINUE, FRESH):
-        run_name, resume = resume.removesuffix(TRANSLATOR_SUFFIX), CONTINUE
+        run_name, resume = lora_half(resume, preset), CONTINUE
     chosen_name(run_name + TRANSLATOR_SUFFIX, resume)
     return chosen_name(run_name, resume)
+
+
+def lora_half(run: str, preset: str | None) -> str:
+    """The LoRA's run where, in a joint preset, `run` may be either half."""
+    joint = preset is not None and translator_plan(preset) is not None
+    return run.removesuffix(TRANSLATOR_SUFFIX) if joint else run
 
 
 def joint_job(job: Job, preset: str, encoders: dict[str, Any], steps: int) -> Job:

@@ -189,8 +189,13 @@ def test_a_training_result_that_is_gone_is_made_again(models_dir: Path, node: st
     write(result)
     OWN_WRITES.wrote(published_folder(kind, "dreamomni/mine.safetensors" if kind == "loras" else name))
     assert state() == before == state(run_name="other", resume="mine")
+    if node == "TrainLoRA":
+        assert state(run_name="other", resume="mine-translator", preset="joint") == before
     result.unlink()
     gone = state()
+    if node == "TrainLoRA":
+        assert state(run_name="other", resume="mine-translator", preset="joint") == gone
+        assert state(run_name="other", resume="mine-translator", preset="hobby") != gone
     assert gone != before and gone == state()
     assert state(run_name=None) == state(run_name="../mine") != gone
 
