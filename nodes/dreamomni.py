@@ -12,6 +12,7 @@ from ..dit.dreamomni.masking import MAX_SIDE, Border, masked_source
 from ..dit.references import flatten_on_white
 from ..model_loaders.dreamomni import WEIGHT_DTYPES, load_dreamomni
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from .choices import chosen
 from .fingerprints import dreamomni_state
 from .notes import show_note
 from .schema import node_input, node_schema
@@ -149,7 +150,7 @@ class DragPrompt(io.ComfyNode):
         angle: float = 0.0,
         factor: float = 1.0,
     ) -> io.NodeOutput:
-        kind = DragOperation(operation)
+        kind = chosen(DragOperation, "operation", operation)
         drag_points = points_from_text(points, kind, angle, factor)
         return io.NodeOutput(drag_prompt(drag_points, kind, (width, height), subject))
 

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..dit.positions import PositionScheme
 from ..model_loaders.kontext import FOLDER, WEIGHT_DTYPES, kontext_names, load_kontext
 from ..model_loaders.patches import attach_position_encoding
+from .choices import chosen
 from .fingerprints import weights_state
 from .notes import replace_notes
 from .schema import node_input, node_schema
@@ -85,7 +86,7 @@ class PositionEncoding(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, encoding: str) -> io.NodeOutput:
-        encoded = attach_position_encoding(model, PositionScheme(encoding))
+        encoded = attach_position_encoding(model, chosen(PositionScheme, "encoding", encoding))
         replace_notes(cls, "DreamOmniReferenceConditioning", PLACED)
         return io.NodeOutput(encoded)
 

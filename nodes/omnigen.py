@@ -13,6 +13,7 @@ from ..model_loaders.omnigen import WEIGHT_DTYPES, load_omnigen
 from ..model_loaders.omnigen_encode import EncodeRequest, OutputSize, PromptStyle, encode_request
 from ..model_loaders.omnigen_processor import OmniGenProcessor
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from .choices import chosen
 from .fingerprints import model_folder_state
 from .schema import node_input, node_schema
 from .types import CATEGORY, Processor, References
@@ -159,8 +160,8 @@ class OmniGenEncode(io.ComfyNode):
             prompt=prompt,
             negative_prompt=negative_prompt,
             max_image_size=max_image_size,
-            prompt_style=PromptStyle(prompt_style),
-            output_size=OutputSize(output_size),
+            prompt_style=chosen(PromptStyle, "prompt_style", prompt_style),
+            output_size=chosen(OutputSize, "output_size", output_size),
             width=width,
             height=height,
         )

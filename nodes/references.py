@@ -13,6 +13,8 @@ from comfy_api.latest import io
 from ..dit.references import MAX_REFERENCES, ReferenceSet, ResizeRule, Task, build_references
 from ..dit.sizes import DEFAULT_SIZE, published_target_size
 from ..model_loaders.reference_latents import append_reference_latents, empty_latent, encode_references
+from ..training.config import one_of
+from .choices import chosen
 from .notes import graph_of, show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY, References
@@ -22,6 +24,7 @@ PLACING_NODES = frozenset({"DreamOmniPositionEncoding", "DreamOmniLoadDreamOmni"
 """With one of these in a graph the pictures have places; DreamOmni's network brings its own scheme."""
 IMAGE_1_SIZE = "image_1"
 PUBLISHED_SIZE = "as published"
+LATENT_SIZES = (IMAGE_1_SIZE, PUBLISHED_SIZE)
 
 
 class ReferenceSetNode(io.ComfyNode):
@@ -77,7 +80,8 @@ class ReferenceSetNode(io.ComfyNode):
     @classmethod
     def execute(cls, task: str, resize: str, **images: Tensor | None) -> io.NodeOutput:
         slots = [images.get(f"image_{n}") for n in range(1, MAX_REFERENCES + 1)]
-        references = build_references(Task(task), ResizeRule(resize), slots)
+        rule = chosen(ResizeRule, "resize", resize)
+        references = build_references(chosen(Task, "task", task), rule, slots)
         if not references.images:
             show_note(cls, NO_IMAGES)
             return io.NodeOutput(references, ExecutionBlocker(None), *DEFAULT_SIZE)
@@ -104,7 +108,7 @@ class ReferenceConditioning(io.ComfyNode):
                 node_input(
                     io.Combo,
                     "latent_size",
-                    options=[IMAGE_1_SIZE, PUBLISHED_SIZE],
+                    options=list(LATENT_SIZES),
                     default=IMAGE_1_SIZE,
                     optional=True,
                     advanced=True,
@@ -123,6 +127,7 @@ class ReferenceConditioning(io.ComfyNode):
     def execute(
         cls, conditioning: list, vae: object, references: ReferenceSet, latent_size: str = IMAGE_1_SIZE
     ) -> io.NodeOutput:
+        one_of("latent_size", latent_size, LATENT_SIZES)
         latents = encode_references(vae, references)
         width, height = target_size(references, latent_size)
         empty = empty_latent(vae, references.batch_size, width, height)

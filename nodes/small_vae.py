@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..dit.dreamomni.vae import SmallVAEConfig
 from ..model_loaders.dreamomni_vae import open_vae
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..training.config import one_of
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import LATENT, read_latent
 from ..training.presets import vae_run
@@ -34,6 +35,7 @@ register_folders()
 FOLDER = "dreamomni_vae"
 NEW = "a new one"
 SIZES = SmallVAEConfig()
+DOWNSCALES = ("4", "8")
 WIDEST = 3
 """The narrowest resolution has at most this many times the channels of the full one; chosen."""
 
@@ -58,6 +60,7 @@ def small_vae_base(vae: Any) -> dict[str, str]:
 
 def new_sizes(downscale: str, latent_channels: int, width: int) -> dict[str, str | int | float | bool]:
     """Options of a new VAE."""
+    one_of("downscale", str(downscale), DOWNSCALES)
     return {
         "downscale": int(downscale),
         "latent_channels": latent_channels,
@@ -86,7 +89,7 @@ class TrainVAE(io.ComfyNode):
                 node_input(
                     io.Combo,
                     "downscale",
-                    options=["4", "8"],
+                    options=list(DOWNSCALES),
                     default=str(SIZES.downscale),
                     tooltip="Pixels per latent cell and side.",
                 ),

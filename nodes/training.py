@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..dit.dreamomni.config import PRESETS as NETWORKS
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
 from ..model_loaders.weight_files import weight_names, weight_paths
+from ..training.config import one_of
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import STAGE_PLANS
 from ..training.presets import EVEN, PRESETS, dreamomni_run, lora_run, parse_stages, with_changed_region
@@ -161,6 +162,7 @@ class TrainLoRA(io.ComfyNode):
         preset: str,
         **optional: Any,
     ) -> io.NodeOutput:
+        one_of("family", family, LORA_FAMILIES)
         config = lora_run(
             name=joint_name(run_name, optional.get("resume", CONTINUE), preset),
             family=family,
@@ -232,6 +234,7 @@ class TrainDreamOmni(io.ComfyNode):
     def execute(
         cls, config: str, dataset: EditDataset, run_name: str, stages: str, **optional: Any
     ) -> io.NodeOutput:
+        one_of("config", config, tuple(NETWORKS))
         vlm = required(optional.get("vlm"), "vlm", "a DreamOmni network reads prompts and pictures with it")
         settings = dreamomni_run(
             name=chosen_name(run_name, optional.get("resume", CONTINUE)),

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..model_loaders.vlm import LoadedVLM, load_vlm
-from ..training.config import RunConfig
+from ..training.config import RunConfig, one_of
 from ..training.config_json import config_hash
 from ..training.dataset import EditDataset
 from ..training.files import write_json
@@ -39,6 +39,7 @@ from .training_run import CONTINUE, FRESH, Job, TrainingRun, chosen_name, runs_r
 from .types import Vlm
 
 TAUGHT = "taught.json"
+METHODS = ("lora", "full")
 
 
 class TrainVLM(io.ComfyNode):
@@ -62,9 +63,9 @@ class TrainVLM(io.ComfyNode):
                 node_input(
                     io.Combo,
                     "method",
-                    options=["lora", "full"],
+                    options=list(METHODS),
                     optional=True,
-                    default="lora",
+                    default=METHODS[0],
                     tooltip="lora: small, merged at the end. full: all language weights, 16 bytes each.",
                 ),
                 *[i for i in override_inputs() if i.id != "resolution"],
@@ -81,11 +82,13 @@ class TrainVLM(io.ComfyNode):
 
     @classmethod
     def execute(cls, vlm: Any, dataset: EditDataset, run_name: str, **optional: Any) -> io.NodeOutput:
+        method = optional.get("method", METHODS[0])
+        one_of("method", method, METHODS)
         config = vlm_run(
             name=chosen_name(run_name, optional.get("resume", CONTINUE)),
             folder=str(vlm.folder.path),
             chosen=chosen_overrides(optional),
-            full=optional.get("method") == "full",
+            full=method == "full",
             seed=optional.get("seed", 0),
         )
         run = teach(config, dataset, vlm)
