@@ -18,7 +18,7 @@ import comfy.model_management
 import folder_paths
 
 from ..model_loaders.lora_check import bare_dreamomni, bare_kontext, bare_omnigen, unmatched_keys
-from ..training.base_files import files_sha256, weights_of
+from ..training.base_files import files_sha256, opened, weights_of
 from ..training.cache import TensorCache
 from ..training.checkpoint import checkpoint_steps, newest_data
 from ..training.config import RunConfig, check_run_name
@@ -176,9 +176,13 @@ class Job:
         free_encoders()
 
     def check(self) -> None:
-        """Raise what can be known before any work: folder in use, no device, changed settings, no samples."""
+        """Raise what can be known before any work.
+
+        Folder in use, no device, damaged base, changed settings, no samples.
+        """
         run_lock(self.folder).release()
         require_device(self.config)
+        require_readable(self.config)
         require_cards(self.processes)
         require_packages(self.config)
         check_resume(self.config, self.folder)
@@ -309,6 +313,14 @@ def require_device(config: RunConfig) -> None:
         "CUDA (NVIDIA, AMD with ROCm) and Apple's MPS only. Start ComfyUI with a CUDA device (check "
         "nvidia-smi and leave --cpu out)."
     )
+
+
+def require_readable(config: RunConfig) -> None:
+    """Raise ValueError when a base is damaged; only the headers are read."""
+    for file in (file for part in base_parts(config).values() for file in part):
+        if file.suffix == ".safetensors":
+            with opened(file):
+                pass
 
 
 def require_cards(processes: int) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,14 +28,6 @@ class Footprint:
     trainable: int
     blocks: int
     width: int
-
-
-def header_shapes(path: Path) -> dict[str, list[int]]:
-    """Name -> shape of the tensors of a safetensors file, without reading them."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def optimizer_bytes_per_weight(name: str) -> float:

@@ -259,3 +259,13 @@ def test_the_changed_region_reaches_the_objective(
         training.TrainDreamOmni.execute("tiny", None, "b", "", vlm=vlm, **given)
     assert tuple(objective.region_weighting for objective in seen) == weightings
     assert {objective.mask_weight for objective in seen} == {4.0}
+
+
+def test_a_damaged_base_is_refused_before_any_work(output_dir: Path, tmp_path: Path) -> None:
+    from pack.training.config import RunConfig
+
+    page = tmp_path / "page.safetensors"
+    page.write_bytes(b"<!DOCTYPE html><title>Sign in</title>")
+    config = RunConfig(name="checked", family="kontext", task="edit", base={"transformer": str(page)})
+    with pytest.raises(ValueError, match=r"page\.safetensors is damaged or incomplete .*download it again"):
+        make_job(pairs(tmp_path / "data"), config=config).check()

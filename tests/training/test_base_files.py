@@ -103,6 +103,14 @@ def test_broken_folders_say_what_is_wrong(shards: Path, tmp_path: Path) -> None:
             base_files(shards)
 
 
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><title>Sign in</title>", b"<!D"])
+def test_a_page_saved_as_a_model_is_said_to_be_damaged(tmp_path: Path, content: bytes) -> None:
+    page = tmp_path / "page.safetensors"
+    page.write_bytes(content)
+    with pytest.raises(ValueError, match=r"page\.safetensors is damaged or incomplete .*download it again"):
+        KontextFamily().load_network(run_config(page), CPU)
+
+
 def test_pickled_shards_are_not_trained_on(shards: Path) -> None:
     torch.save({"x": torch.ones(2)}, shards / "x.bin")
     (shards / INDEX).write_text(json.dumps({"weight_map": {"x": "x.bin"}}))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...dit.flux_shape import flux_shape
 from ..base_files import base_files, opened
-from ..memory import header_shapes
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 SCALES = (".scale_weight", ".weight_scale")
@@ -106,7 +105,10 @@ def bare(name: str) -> str:
 
 def network_arguments(path: Path) -> dict[str, Any]:
     """Arguments of diffusers' FluxTransformer2DModel for a base; ValueError when it is not FLUX-shaped."""
-    shapes = {name: size for file in base_files(path) for name, size in header_shapes(file).items()}
+    shapes: dict[str, list[int]] = {}
+    for file in base_files(path):
+        with opened(file) as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     try:
         shape = flux_shape({bare(name): size for name, size in shapes.items()})
     except ValueError as error:
