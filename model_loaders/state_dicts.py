@@ -15,13 +15,11 @@ from torch import Tensor
 
 import comfy.utils
 
-from ..dit.flux_shape import FluxShape, flux_shape
+from ..dit.flux_shape import FluxShape, flux_prefix, flux_shape
 from .weight_files import Shapes
 
 log = logging.getLogger("dreamomni")
 
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-FLUX_MARKS = ("double_blocks.0.img_attn.", "transformer_blocks.0.attn.add_q_proj.")
 FP8_MARKER = "scaled_fp8"
 SCALES = (".scale_weight", ".weight_scale")
 INPUT_SCALES = (".scale_input", ".input_scale")
@@ -60,16 +58,6 @@ def kontext_shape(file_name: str, shapes: Shapes) -> tuple[FluxShape, str]:
         raise ValueError(f"{file_name} is not a FLUX.1 Kontext model: {error}.") from error
     check_complete(file_name, inner, shape)
     return shape, prefix
-
-
-def flux_prefix(names: Iterable[str]) -> str | None:
-    """What stands before the names of FLUX.1's weights; None if these are not among them."""
-    names = list(names)
-    for prefix in PREFIXES:
-        marks = tuple(prefix + mark for mark in FLUX_MARKS)
-        if any(name.startswith(marks) for name in names):
-            return prefix
-    return None
 
 
 def is_other_kind(names: Iterable[str]) -> bool:

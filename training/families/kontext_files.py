@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dit.flux_shape import flux_shape
+from ...dit.flux_shape import flux_prefix, flux_shape
 from ..base_files import base_files, opened
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 SCALES = (".scale_weight", ".weight_scale")
 IGNORED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 BFL_MARK = "double_blocks.0.img_attn.qkv.weight"
@@ -98,9 +97,11 @@ def outer_tensor(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{name} is not a tensor of FLUX.1")
 
 
-def bare(name: str) -> str:
-    """The name without the prefix of a whole checkpoint."""
-    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Name without prefix -> stored name of the transformer's tensors; what lies beside it is left out."""
+    names = list(names)
+    prefix = flux_prefix(names) or ""
+    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
 
 
 def network_arguments(path: Path) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def network_arguments(path: Path) -> dict[str, Any]:
         with opened(file) as tensors:
             shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     try:
-        shape = flux_shape({bare(name): size for name, size in shapes.items()})
+        shape = flux_shape({name: shapes[stored] for name, stored in bare_names(shapes).items()})
     except ValueError as error:
         raise ValueError(
             f"{path.name} is no FLUX.1 transformer in BFL's or diffusers' layout: {error}; choose a FLUX.1 "
@@ -133,7 +134,8 @@ def base_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(diffusers name, tensor) of a base one by one, scales multiplied in, never a whole file at once."""
     with ExitStack() as stack:
         files = [stack.enter_context(opened(file)) for file in base_files(path)]
-        places = {bare(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        holders = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        places = {name: (holders[stored], stored) for name, stored in bare_names(holders).items()}
         is_bfl = BFL_MARK in places
         for name, (file, stored) in places.items():
             if name.endswith((*SCALES, *IGNORED)):
