@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..dit.dreamomni.storage import WEIGHTS, FolderIndex, check_weights, read_index, read_weights
+from ..vlm.families import hidden_size
 from .dreamomni_model import DreamOmniModelConfig
 from .dreamomni_vae import open_vae, stock_file
 from .patcher import make_patcher
 from .paths import model_folder
 from .vlm import LoadedVLM, load_vlm
+from .vlm_files import read_config
 from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
 
 log = logging.getLogger("dreamomni")
@@ -43,7 +44,7 @@ def open_vlm(folder: Path, index: FolderIndex) -> LoadedVLM:
                 'models/vlm as "vlm" in config.json.'
             ) from err
     vlm = load_vlm(place, "auto")
-    width = hidden_size(place)
+    width = hidden_size(read_config(place), str(place / "config.json"))
     if width != index.network.vlm_width:
         raise ValueError(
             f"the VLM in {place} has hidden states with {width} channels, this network was built for "
@@ -64,12 +65,6 @@ def shared_parts(folder: Path) -> list[Path]:
     except (OSError, ValueError):  # what is missing or wrong is told when the folder is opened
         log.debug("%s names parts that are not there", folder.name)
     return found
-
-
-def hidden_size(vlm_folder: Path) -> int | None:
-    """Channels of a VLM's hidden states, from its config.json in the old or the new layout."""
-    config = json.loads((vlm_folder / "config.json").read_text("utf-8"))
-    return config.get("text_config", {}).get("hidden_size", config.get("hidden_size"))
 
 
 def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.dtype, torch.dtype | None]:

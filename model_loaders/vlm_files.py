@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..dit.weight_format import require_safetensors
+from ..vlm.families import CLASSES
 
-FAMILIES = {
-    "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
-    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
-}
 INDEX = "model.safetensors.index.json"
 # Each line: what is needed, and the sets of files that satisfy it.
 NEEDED = (
@@ -35,7 +32,7 @@ class VLMFolder:
     @property
     def class_names(self) -> tuple[str, str]:
         """Names of the transformers classes of model and processor."""
-        return FAMILIES[self.family]
+        return CLASSES[self.family]
 
 
 def open_vlm_folder(folder: Path) -> VLMFolder:
@@ -46,10 +43,10 @@ def open_vlm_folder(folder: Path) -> VLMFolder:
     """
     config = read_config(folder)
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in CLASSES:
         raise ValueError(
             f"{folder.name} holds a model of the type {family!r}; this node reads Qwen2-VL and Qwen2.5-VL "
-            f"({', '.join(FAMILIES)}), DreamOmni2's vlm-model among them."
+            f"({', '.join(CLASSES)}), DreamOmni2's vlm-model among them."
         )
     if "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "an unknown method")

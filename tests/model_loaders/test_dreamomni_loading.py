@@ -458,5 +458,8 @@ def test_a_missing_or_wrong_vlm_is_named(models_dir, monkeypatch) -> None:
     monkeypatch.setattr(dreamomni, "load_vlm", lambda place, precision: place)
     with pytest.raises(ValueError, match="hidden states with 128 channels, this network was built for 64"):
         dreamomni.load_dreamomni(folder, "default")
+    (models_dir / "vlm" / "qwen" / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    with pytest.raises(ValueError, match=r"config\.json does not say how wide the VLM's hidden states are"):
+        dreamomni.load_dreamomni(folder, "default")
     write_vlm_config(models_dir / "vlm" / "qwen", 64)
     assert dreamomni.load_dreamomni(folder, "default")[1] == models_dir / "vlm" / "qwen"

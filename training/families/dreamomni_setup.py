@@ -10,6 +10,7 @@ from typing import Any
 
 from ...dit.dreamomni.config import PRESETS, DreamOmniConfig, LatentSpec, pixel_latent
 from ...dit.dreamomni.storage import CONFIG, read_index, read_json
+from ...vlm.families import hidden_size
 from ..config import RunConfig, StageConfig, one_of
 
 NETWORK_OPTION = "network."
@@ -40,7 +41,8 @@ def fresh_config(config: RunConfig) -> DreamOmniConfig:
     one_of("DreamOmni preset", name, tuple(PRESETS))
     changes: dict[str, Any] = {}
     if "vlm" in config.base:
-        changes["vlm_width"] = vlm_width(Path(config.base["vlm"]))
+        place = Path(config.base["vlm"]) / CONFIG
+        changes["vlm_width"] = hidden_size(read_json(place), str(place))
     if "pixel_block" in config.options:
         changes["latent"] = pixel_latent(int(config.options["pixel_block"]))
     elif (Path(config.base.get("vae", "")) / LATENT).is_file():
@@ -57,15 +59,6 @@ def fresh_config(config: RunConfig) -> DreamOmniConfig:
 def axes_from(text: str) -> tuple[int, ...]:
     """`8,12,12` as numbers: options hold no lists."""
     return tuple(int(part) for part in text.split(","))
-
-
-def vlm_width(folder: Path) -> int:
-    """Channels of the hidden states of a VLM folder, from its config.json in the old or the new layout."""
-    values = read_json(folder / CONFIG)
-    width = values.get("text_config", {}).get("hidden_size", values.get("hidden_size"))
-    if not isinstance(width, int):
-        raise ValueError(f"{folder / CONFIG} does not say how wide the VLM's hidden states are")
-    return width
 
 
 def read_latent(folder: Path) -> LatentSpec:

@@ -16,13 +16,10 @@ from torch import Tensor, nn
 
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...vlm import encoder, inputs
+from ...vlm.families import CLASSES
 from ...vlm.images import to_pil
 from .base import CachedSample
 
-CLASSES = {
-    "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
-    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
-}
 UNUSED = "vlm.lm_head."
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...vlm.families import CLASSES
 from ...vlm.inputs import accepted_inputs
 from ..answers import NOT_LEARNT
 from ..config import RunConfig
@@ -19,10 +20,6 @@ from ..files import whole_folder, write_json
 from ..frozen import hold_frozen
 from .base import Batch, CachedSample, EncodePlan, Family
 
-CLASSES = {
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-}
 BESIDE = ("*.json", "*.txt", "*.jinja", "*.model")
 
 
@@ -50,7 +47,7 @@ class VlmFamily(Family):
         wide = (
             torch.float32 if config.adapter is None or config.memory.precision == "fp32" else torch.bfloat16
         )
-        network = getattr(transformers, CLASSES[kind]).from_pretrained(
+        network = getattr(transformers, CLASSES[kind][0]).from_pretrained(
             folder, dtype=wide, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
         )
         if config.adapter is None:
