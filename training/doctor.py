@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from ..dit.references import MAX_REFERENCES
 from .dataset import EditDataset, EditSample
 from .encode import chosen_indices
 
 SMALLEST_SIDE = 32
 LARGEST_ASPECT = 8.0
-MOST_REFERENCES = 5
 SHOWN = 3
 
 
@@ -85,7 +85,7 @@ def examine_sample(sample: EditSample, target: str, found: dict[str, list[str]])
         found["target is a reference"].append(sample.id)
     if len(set(hashes)) < len(hashes):
         found["same picture twice"].append(sample.id)
-    if len(pictures) > MOST_REFERENCES:
+    if len(pictures) > MAX_REFERENCES:
         found["too many pictures"].append(sample.id)
     if sample.source is not None and aspect_off(sample.source, sample.target):
         found["source shaped unlike target"].append(sample.id)
@@ -107,7 +107,7 @@ FAULTS = {
     "empty caption": "no instruction: {}. Write what the edit does, or remove the samples",
     "target is the source": "source and target are the same picture: {}. Nothing can be learnt from them",
     "doubled id": "the same id is used twice: {}",
-    "too many pictures": f"more than {MOST_REFERENCES} pictures: {{}}. Leave some references out",
+    "too many pictures": f"more than {MAX_REFERENCES} pictures: {{}}. Leave some references out",
 }
 WARNINGS = {
     "target is a reference": "the target is also given as a reference: {}. The network will learn to copy",
