@@ -94,8 +94,8 @@ class OmniGenFamily(Family):
         return network.velocity(noisy, sigmas, prefixes)
 
     def metadata(self, config: RunConfig) -> dict[str, str]:
-        """The architecture, and how time runs in the saved weights (the authors' way)."""
-        return {"modelspec.architecture": "omnigen-v1/lora"}
+        """The architecture."""
+        return {"modelspec.architecture": "omnigen-v1" + ("/lora" if config.adapter is not None else "")}
 
     def export_full(
         self,

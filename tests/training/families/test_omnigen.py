@@ -202,6 +202,8 @@ def test_full_training_writes_a_folder_the_loader_reads(folder, tmp_path):
     again = family.load_network(run_config(tmp_path / "out"), CPU)
     name = "llm.layers.1.mlp.down_proj.weight"
     torch.testing.assert_close(again.state_dict()[name], network.state_dict()[name], atol=0.02, rtol=0.02)
+    assert family.metadata(config) == {"modelspec.architecture": "omnigen-v1"}
+    assert family.metadata(run_config(folder)) == {"modelspec.architecture": "omnigen-v1/lora"}
 
 
 def test_no_base_model(tmp_path):
