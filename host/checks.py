@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .places import PACK_FOLDER, ROOT, SetupError, comfyui_dir, environment_dir, environment_program
 
+GIT_NEEDED = "the type check asks git for the source files; install git and use a clone"
+
 
 def check() -> int:
     """ruff, its formatter and ty; 0 if all are content."""
@@ -45,6 +47,8 @@ def source_files() -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
     try:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as err:
-        raise SetupError("the type check asks git for the source files; install git and use a clone") from err
+    except OSError as err:
+        raise SetupError(GIT_NEEDED) from err
+    except subprocess.CalledProcessError as err:
+        raise SetupError(f"{GIT_NEEDED}. git says: {err.stderr.strip()}") from err
     return [name for name in listed.splitlines() if (ROOT / name).is_file()]
