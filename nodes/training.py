@@ -240,7 +240,7 @@ class TrainDreamOmni(io.ComfyNode):
             name=chosen_name(run_name, optional.get("resume", CONTINUE)),
             base={"vlm": str(vlm.folder.path), **small_vae_base(optional.get("vae"))},
             options={"preset": config},
-            stages=parse_stages(stages) if stages.strip() else STAGE_PLANS[config]().stages,
+            stages=parse_stages(stages) if stages.strip() else STAGE_PLANS[config](),
             seed=optional.get("seed", 0),
         )
         settings = with_changed_region(settings, optional.get("changed_region", "mask"))

@@ -79,7 +79,7 @@ def examine_sample(sample: EditSample, target: str, found: dict[str, list[str]])
         found["empty caption"].append(sample.id)
     pictures = [*([sample.source] if sample.source else []), *sample.references]
     hashes = [pixels_hash(picture) for picture in pictures]
-    if sample.source is not None and hashes[0] == target and sample.task not in ("identity",):
+    if sample.source is not None and hashes[0] == target:
         found["target is the source"].append(sample.id)
     elif target in hashes:
         found["target is a reference"].append(sample.id)

@@ -37,6 +37,10 @@ GOOD = {"source": "1.png", "target": "2.png"}
     ("samples", "fault"),
     [
         ([{"source": "1.png", "target": "1-64x64.png"}], "source and target are the same picture: 0"),
+        (
+            [{"source": "1.png", "target": "1-64x64.png", "task": "identity"}],
+            "source and target are the same picture: 0",
+        ),
         ([GOOD, {**GOOD, "target": "3.png", "id": "0"}], "the same id is used twice: 0"),
         (
             [GOOD | {"references": [f"{shade}.png" for shade in range(10, 15)]}],

@@ -121,16 +121,6 @@ class Tally:
     copies: int = 0
     could_copy: int = 0
 
-    @property
-    def success(self) -> float:
-        """Share of cases that keep every rule; 0 without cases."""
-        return self.successes / self.count if self.count else 0.0
-
-    @property
-    def copied(self) -> float:
-        """Share of plain copies among the cases where a copy is wrong; 0 without such."""
-        return self.copies / self.could_copy if self.could_copy else 0.0
-
 
 @lru_cache(maxsize=64)
 def judged_cases(config: SynthesisConfig, task: str, group: str, count: int) -> tuple[Case, ...]:

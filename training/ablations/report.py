@@ -39,13 +39,13 @@ def curve_of(run: Mapping[str, Any], kind: str, part: str = "everywhere") -> lis
 
 
 def success(run: Mapping[str, Any], kind: str) -> float:
-    """Share of judged cases that keep every rule."""
+    """Share of judged cases that keep every rule; 0 without cases."""
     tally = run["judged"][kind]
     return tally["successes"] / tally["count"] if tally["count"] else 0.0
 
 
 def copied(run: Mapping[str, Any], kind: str) -> float:
-    """Share of plain copies."""
+    """Share of plain copies among the judged cases where a copy is wrong; 0 without such."""
     tally = run["judged"][kind]
     return tally["copies"] / tally["could_copy"] if tally["could_copy"] else 0.0
 

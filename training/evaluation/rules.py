@@ -48,7 +48,6 @@ class Verdict:
     task: str
     group: str
     quadrant_error: float
-    changed_error: float
     outside_psnr: float
     rules: tuple[bool, bool, bool, bool]
     """Quadrants, changed region, outside, readout."""
@@ -125,7 +124,6 @@ class Judge:
             task=case.task,
             group=case.group,
             quadrant_error=quadrant,
-            changed_error=inside,
             outside_psnr=kept,
             rules=(rules[0], rules[1], rules[2], not faults),
             faults=faults,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,55 +75,38 @@ def write_latent(path: Path, spec: LatentSpec) -> None:
     path.write_text(json.dumps(values, indent=2), "utf-8")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StagePlan:
-    """A named list of stages and what it is meant for."""
-
-    about: str
-    stages: tuple[StageConfig, ...]
-
-
-def paper_stages() -> StagePlan:
-    """256, 512, 1024 px. The resolutions are published; batches, rates and steps are unconfirmed: chosen."""
+def paper_stages() -> tuple[StageConfig, ...]:
+    """256, 512, 1024 px, for a cluster; resolutions as published, batches, rates and steps chosen."""
     rows = ((256, 2048, 1e-4, 377_000), (512, 1024, 5e-5, 189_000), (1024, 256, 2e-5, 140_000))
-    return StagePlan(
-        about="the paper's three resolutions, for a cluster",
-        stages=tuple(
-            StageConfig(
-                resolution=side,
-                batch_size=8,
-                gradient_accumulation=batch // 8,
-                learning_rate=rate,
-                steps=steps,
-            )
-            for side, batch, rate, steps in rows
-        ),
+    return tuple(
+        StageConfig(
+            resolution=side,
+            batch_size=8,
+            gradient_accumulation=batch // 8,
+            learning_rate=rate,
+            steps=steps,
+        )
+        for side, batch, rate, steps in rows
     )
 
 
-def home_stages() -> StagePlan:
+def home_stages() -> tuple[StageConfig, ...]:
     """256 and 512 px on one card; chosen."""
-    return StagePlan(
-        about="the small preset on one card",
-        stages=(
-            StageConfig(resolution=256, batch_size=16, learning_rate=2e-4, steps=60_000),
-            StageConfig(resolution=512, batch_size=8, learning_rate=1e-4, steps=20_000),
-        ),
+    return (
+        StageConfig(resolution=256, batch_size=16, learning_rate=2e-4, steps=60_000),
+        StageConfig(resolution=512, batch_size=8, learning_rate=1e-4, steps=20_000),
     )
 
 
-def tiny_stages() -> StagePlan:
+def tiny_stages() -> tuple[StageConfig, ...]:
     """32, then 64 px; chosen for a CPU or a minute on a card."""
-    return StagePlan(
-        about="the tiny preset on a CPU",
-        stages=(
-            StageConfig(resolution=32, batch_size=32, learning_rate=1e-3, steps=2_000),
-            StageConfig(resolution=64, batch_size=32, learning_rate=5e-4, steps=4_000),
-        ),
+    return (
+        StageConfig(resolution=32, batch_size=32, learning_rate=1e-3, steps=2_000),
+        StageConfig(resolution=64, batch_size=32, learning_rate=5e-4, steps=4_000),
     )
 
 
-STAGE_PLANS: dict[str, Callable[[], StagePlan]] = {
+STAGE_PLANS: dict[str, Callable[[], tuple[StageConfig, ...]]] = {
     "paper-2.5b": paper_stages,
     "small": home_stages,
     "tiny": tiny_stages,

@@ -7,7 +7,6 @@ angles degrees, clockwise on the screen.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,16 +106,3 @@ def to_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     return value
-
-
-def description(scene: Scene | None, digits: int = 3) -> str:
-    """A canonical text of what a scene shows, for finding equal scenes; positions rounded to `digits`."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(item) for key, item in value.items() if key != "key"}
-        if isinstance(value, list):
-            return [rounded(item) for item in value]
-        return round(value, digits) if isinstance(value, float) else value
-
-    return json.dumps(rounded(to_json(scene)), sort_keys=True)

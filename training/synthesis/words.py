@@ -32,22 +32,6 @@ def join_list(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def plural(noun: str) -> str:
-    """The regular plural of a noun phrase, with the few irregular ends that stickers have."""
-    irregular = {"mouse": "mice", "foot": "feet", "tooth": "teeth", "goose": "geese", "leaf": "leaves"}
-    irregular |= {"fish": "fish", "sheep": "sheep", "deer": "deer", "knife": "knives", "wolf": "wolves"}
-    head, _, last = noun.rpartition(" ")
-    if last in irregular:
-        last = irregular[last]
-    elif re.search(r"(?:s|x|z|ch|sh)$", last):
-        last += "es"
-    elif re.search(r"[^aeiou]y$", last):
-        last = last[:-1] + "ies"
-    else:
-        last += "s"
-    return f"{head} {last}".strip()
-
-
 def sentence(words: str) -> str:
     """The words as a sentence: large first letter, one space between words, a full stop."""
     words = " ".join(words.split())

@@ -269,7 +269,7 @@ def test_the_plan_follows_the_network(family) -> None:
     assert (along.prompt_encoding, along.prompt_sees_images, along.keep_pixels) == ("text", False, True)
     paper = family.encode_plan(run_config(options={"preset": "paper-2.5b"}))
     assert (paper.image_encoding, paper.size_multiple) == ("vae", 16)
-    assert {name: plan().stages[-1].resolution for name, plan in STAGE_PLANS.items()} == {
+    assert {name: plan()[-1].resolution for name, plan in STAGE_PLANS.items()} == {
         "paper-2.5b": 1024,
         "small": 512,
         "tiny": 64,
@@ -381,4 +381,4 @@ def test_a_lora_of_a_vae_is_refused() -> None:
 
 def test_the_tiny_preset_suits_its_stages() -> None:
     token = tiny_preset().token_pixels
-    assert all(stage.resolution % token == 0 for stage in STAGE_PLANS["tiny"]().stages)
+    assert all(stage.resolution % token == 0 for stage in STAGE_PLANS["tiny"]())

@@ -1,4 +1,4 @@
-"""Articles, plurals, lists and the grammar check that reads every instruction."""
+"""Articles, lists and the grammar check that reads every instruction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from pack.training.synthesis.scene import SceneObject, Sprite
 from pack.training.synthesis.stickers import clean_noun, words_of_name
 from pack.training.synthesis.tasks.generate import relative_words
 from pack.training.synthesis.templates import COMMANDS, TEMPLATES
-from pack.training.synthesis.words import (
-    article,
-    join_list,
-    plural,
-    sentence,
-)
+from pack.training.synthesis.words import article, join_list, sentence
 from pack.training.synthesis.workshop import PLACES
 
 
@@ -69,14 +64,6 @@ def test_words_that_fit_two_places_are_not_used() -> None:
 )
 def test_articles_follow_the_sound(words: str, expected: str) -> None:
     assert article(words) == expected
-
-
-@pytest.mark.parametrize(
-    ("one", "many"),
-    [("star", "stars"), ("red box", "red boxes"), ("cherry", "cherries"), ("toy", "toys"), ("fish", "fish")],
-)
-def test_plurals(one: str, many: str) -> None:
-    assert plural(one) == many
 
 
 def test_lists_and_sentences() -> None:
