@@ -17,6 +17,9 @@ SILU_OF_ONE = 1.2784645
 SKIP_SHARE = 0.3
 """Share of Xavier's weights with which a merge starts; its main path starts as the identity."""
 
+QUIET_CONV = 0.5
+"""Share of Xavier's weights with which the last layer of a residual convolution starts."""
+
 CLOSED_MATTE = -2.0
 """A fresh network shows sigmoid(-2) = 12 % of what it paints, the rest is the source."""
 
@@ -68,7 +71,10 @@ def _let_through(merge: nn.Linear) -> None:
 
 
 def _quieten(network: DreamOmniNetwork) -> None:
-    """Divide the last layer of every residual branch by the square root of their number."""
+    """Scale the last layer of every residual branch: one that starts small leaves its main path alone.
+
+    In blocks by one over the root of the number of such branches, two a block; in convolutions by QUIET_CONV.
+    """
     branches = [block for block in network.modules() if isinstance(block, DiTBlock)]
     factor = 1 / math.sqrt(2 * max(1, len(branches)))
     with torch.no_grad():
@@ -77,4 +83,4 @@ def _quieten(network: DreamOmniNetwork) -> None:
             block.feedforward_out.weight.mul_(factor)
         for module in network.modules():
             if isinstance(module, ResidualConvBlock):
-                module.conv_out.weight.mul_(0.5)
+                module.conv_out.weight.mul_(QUIET_CONV)

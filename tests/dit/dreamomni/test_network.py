@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pack.dit.dreamomni.blocks import DiTBlock
 from pack.dit.dreamomni.config import PRESETS, tiny_preset
-from pack.dit.dreamomni.initialize import initialize
+from pack.dit.dreamomni.initialize import QUIET_CONV, initialize
 from pack.dit.dreamomni.network import DreamOmniNetwork
 
 spec = importlib.util.spec_from_file_location("dreamomni_reference", Path(__file__).with_name("reference.py"))
@@ -236,6 +237,24 @@ def test_a_fresh_merge_lets_its_main_path_through(make_config) -> None:
             alone = merge(torch.cat([tokens, torch.zeros_like(tokens)], dim=-1))
             assert torch.nn.functional.cosine_similarity(alone, tokens, dim=-1).min() > 0.9
             assert merge.weight[:, width:].abs().max() > 0
+
+
+def test_fresh_residual_branches_are_xavier_made_quiet(make_config) -> None:
+    network, plain = (DreamOmniNetwork(make_config()) for _ in range(2))
+    initialize(network, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    for module in plain.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            torch.nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+    number = 2 * sum(isinstance(module, DiTBlock) for module in network.modules())
+    shares = {"attention_out": number**-0.5, "feedforward_out": number**-0.5, "conv_out": QUIET_CONV}
+    drawn, found = dict(plain.named_modules()), set()
+    for name, module in network.named_modules():
+        last = name.rpartition(".")[2]
+        if last in shares:
+            torch.testing.assert_close(module.weight, drawn[name].weight * shares[last])
+            found.add(last)
+    assert found == shares.keys() and QUIET_CONV == 0.5
 
 
 def test_equal_seeds_give_equal_starts(make_config) -> None:
