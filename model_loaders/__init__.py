@@ -1,1 +1,1 @@
-"""Files to objects in memory: checkpoints, LoRAs, tokenizers, and their place in the model folders."""
+"""Files to objects in memory, and what is hung on ComfyUI's models: LoRAs, positions, references, caches."""

@@ -1,4 +1,4 @@
-"""The only user of folder_paths for models: registers the pack's folders and resolves untrusted names."""
+"""The model folders of the pack's own kinds: registers them with ComfyUI and resolves untrusted names."""
 
 from __future__ import annotations
 

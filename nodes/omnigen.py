@@ -24,7 +24,7 @@ CACHE_MODES = ("on", "8 bit", "off")
 
 
 class LoadOmniGen(io.ComfyNode):
-    """DreamOmniLoadOmniGen."""
+    """Opens an OmniGen folder from models/omnigen."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,7 +84,7 @@ class LoadOmniGen(io.ComfyNode):
 
 
 class OmniGenEncode(io.ComfyNode):
-    """DreamOmniOmniGenEncode."""
+    """Turns words with picture tags into the conditionings OmniGen's guidance needs."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -16,7 +16,7 @@ from .types import CATEGORY
 
 
 class OmniGenLoRA(io.ComfyNode):
-    """DreamOmniOmniGenLoRA."""
+    """Puts a LoRA of any layout on an OmniGen MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -63,7 +63,7 @@ class OmniGenLoRA(io.ComfyNode):
 
 
 class GuidanceInterval(io.ComfyNode):
-    """DreamOmniGuidanceInterval."""
+    """Keeps guidance to the steps between two sigmas."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

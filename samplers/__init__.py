@@ -1,1 +1,1 @@
-"""Rectified flow: the convention, schedules, solvers and guidance, as plain functions."""
+"""Rectified flow: the convention, schedules and solvers, as plain functions."""

@@ -33,7 +33,7 @@ def velocity_target(latent: Tensor, noise: Tensor) -> Tensor:
 
 
 def paper_weights(latent: Tensor, source: Tensor) -> Tensor:
-    """OmniGen paper, section 3.2: w_ij = 1 where x_ij = x'_ij, else 1/||x - x'||^2, for (B, C, H, W) latents.
+    """OmniGen paper: w_ij = 1 where x_ij = x'_ij, else 1/||x - x'||^2, for (B, C, H, W) latents.
 
     The norm is the one of the whole difference, so a small edit weighs much. It is taken as the mean square,
     so that resolution does not matter, and the weight is limited (both chosen, not published).

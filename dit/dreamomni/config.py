@@ -234,12 +234,12 @@ def _known_only(cls: Any, values: Mapping[str, Any], place: str) -> None:
 
 
 def paper_preset() -> DreamOmniConfig:
-    """About 2.5 B parameters (published size) on Qwen2-VL 7B and the Flux VAE, wired as the figure shows."""
+    """About 2.6 B parameters (published: 2.5 B) on Qwen2-VL 7B and the Flux VAE, wired like the figure."""
     return DreamOmniConfig()
 
 
 def small_preset() -> DreamOmniConfig:
-    """About 0.17 B parameters on Qwen2-VL 2B and the Flux VAE, for training at home."""
+    """About 0.16 B parameters on Qwen2-VL 2B and the Flux VAE, for training at home."""
     return DreamOmniConfig(
         width=768,
         heads=12,
@@ -254,7 +254,7 @@ def small_preset() -> DreamOmniConfig:
 
 
 def tiny_preset() -> DreamOmniConfig:
-    """About 4.5 M parameters on pixel blocks and a small VLM, for pictures of 32 to 128 pixels on a CPU."""
+    """About 4.8 M parameters on pixel blocks and a small VLM, for pictures of 32 to 128 pixels on a CPU."""
     return DreamOmniConfig(
         latent=pixel_latent(4),
         width=192,
