@@ -1,4 +1,4 @@
-"""What the dataset check finds, presets, the memory plan and the report."""
+"""What the dataset check finds, the memory plan and the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pack.training.dataset import open_dataset
 from pack.training.doctor import examine
 from pack.training.memory import Footprint, plan_text, planned_bytes
 from pack.training.metrics import MetricsFile
-from pack.training.presets import PRESETS, Overrides, dreamomni_run, lora_run, parse_stages, vlm_run
 from pack.training.report import loss_chart, run_summary, sample_strips
 from PIL import Image
 
@@ -82,41 +81,6 @@ def test_doubts_are_noted(tmp_path: Path, samples: list[dict], words: str) -> No
 def test_a_good_dataset_has_nothing_to_say(tmp_path: Path) -> None:
     found = examine(open_dataset(write(tmp_path, [GOOD])), "edit", lambda done, total: None)
     assert found.text() == "1 samples looked over"
-
-
-@pytest.mark.parametrize("preset", list(PRESETS))
-def test_presets_make_runs_and_give_way_to_the_user(preset: str) -> None:
-    chosen = Overrides(steps=10, rank=3, resolution=320, precision="fp32")
-    config = lora_run(name="x", family="kontext", task="edit", base={}, preset=preset, chosen=chosen, seed=1)
-    assert (config.stages[0].steps, config.stages[0].resolution) == (10, 320)
-    assert (config.adapter.rank, config.adapter.alpha, config.memory.precision) == (3, 3, "fp32")
-    plain = lora_run(
-        name="x", family="kontext", task="edit", base={}, preset=preset, chosen=Overrides(), seed=1
-    )
-    assert plain.memory == PRESETS[preset].memory
-
-
-def test_the_paper_preset_is_batch_16_at_5e_6_and_a_translator_is_tuned_at_1e_5() -> None:
-    paper = PRESETS["paper"].stage
-    assert (paper.global_batch, paper.learning_rate) == (16, 5e-6)
-    assert (
-        vlm_run(name="x", folder="f", chosen=Overrides(), full=True, seed=0).stages[0].learning_rate == 1e-5
-    )
-
-
-def test_stages_are_read_and_a_bad_line_is_named() -> None:
-    stages = parse_stages("256 16 1e-4 2000  # small first\n\n512, 4, 5e-5, 1000\n")
-    assert [(s.resolution, s.batch_size, s.learning_rate, s.steps) for s in stages] == [
-        (256, 16, 1e-4, 2000),
-        (512, 4, 5e-5, 1000),
-    ]
-    with pytest.raises(ValueError, match=r"line 2: '512 4' is not `resolution batch"):
-        parse_stages("256 16 1e-4 10\n512 4")
-    with pytest.raises(ValueError, match="stages is empty"):
-        parse_stages("# nothing\n")
-    run = dreamomni_run(name="x", base={}, options={}, stages=parse_stages("64 2 1e-3 5"), seed=0)
-    assert run.adapter is None
-    assert run.total_steps == 5
 
 
 def test_the_plan_counts_what_lies_where() -> None:

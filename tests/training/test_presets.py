@@ -1,0 +1,122 @@
+"""What a preset decides, what the user puts in its place, and the stages of a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pack.training.config import RunConfig
+from pack.training.presets import PRESETS, Overrides, dreamomni_run, lora_run, parse_stages, vlm_run
+
+HOBBY = {
+    "resolution": 512,
+    "rank": 16,
+    "learning_rate": 1e-4,
+    "batch_size": 1,
+    "gradient_accumulation": 2,
+    "steps": 2000,
+    "precision": "fp8",
+    "stream_base": False,
+    "offload_activations": False,
+    "reference_resolution": 0,
+    "reference_attention": "full",
+    "translator": False,
+}
+# Written by hand after the table of the help page: what a user was promised, not what the code says.
+PROMISED: dict[str, dict[str, Any]] = {
+    "hobby": HOBBY,
+    "8 GB": HOBBY | {"reference_resolution": 512, "stream_base": True, "offload_activations": True},
+    "12 GB": HOBBY | {"precision": "nf4"},
+    "16 GB": HOBBY | {"resolution": 768, "reference_resolution": 512, "precision": "nf4"},
+    "24 GB": HOBBY | {"resolution": 1024, "precision": "int8"},
+    "paper": HOBBY
+    | {
+        "gradient_accumulation": 16,
+        "learning_rate": 5e-6,
+        "rank": 256,
+        "resolution": 1024,
+        "steps": 10_000,
+        "precision": "bf16",
+    },
+    "references for less": HOBBY | {"reference_attention": "exact"},
+    "joint": HOBBY | {"translator": True},
+}
+
+
+def run_of(preset: str, chosen: Overrides | None = None) -> RunConfig:
+    """A Kontext run by a preset."""
+    chosen = chosen or Overrides()
+    return lora_run(name="x", family="kontext", task="edit", base={}, preset=preset, chosen=chosen, seed=1)
+
+
+def test_every_preset_is_promised_something() -> None:
+    assert list(PRESETS) == list(PROMISED)
+
+
+@pytest.mark.parametrize("preset", list(PROMISED))
+def test_a_preset_is_what_its_help_page_says(preset: str) -> None:
+    config = run_of(preset)
+    (stage,) = config.stages
+    assert config.adapter is not None
+    assert config.adapter.alpha == config.adapter.rank
+    found = {
+        "resolution": stage.resolution,
+        "rank": config.adapter.rank,
+        "learning_rate": stage.learning_rate,
+        "batch_size": stage.batch_size,
+        "gradient_accumulation": stage.gradient_accumulation,
+        "steps": stage.steps,
+        "precision": config.memory.precision,
+        "stream_base": config.memory.stream_base,
+        "offload_activations": config.memory.offload_activations,
+        "reference_resolution": config.reference_resolution,
+        "reference_attention": config.memory.reference_attention,
+        "translator": PRESETS[preset].translator is not None,
+    }
+    assert found == PROMISED[preset]
+    assert config.memory.gradient_checkpointing
+    assert config.optimizer.name == "adamw"
+    assert config.timesteps.kind == "logit_normal"
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_presets_give_way_to_the_user(preset: str) -> None:
+    chosen = Overrides(
+        steps=10,
+        learning_rate=3e-3,
+        rank=3,
+        batch_size=5,
+        gradient_accumulation=7,
+        resolution=320,
+        precision="fp32",
+    )
+    config = run_of(preset, chosen)
+    stage, adapter = config.stages[0], config.adapter
+    assert (stage.steps, stage.learning_rate, stage.resolution) == (10, 3e-3, 320)
+    assert (stage.batch_size, stage.gradient_accumulation) == (5, 7)
+    assert (adapter.rank, adapter.alpha, config.memory.precision) == (3, 3, "fp32")
+
+
+def test_nf4_in_place_of_a_precision_is_not_streamed() -> None:
+    assert not run_of("8 GB", Overrides(precision="nf4")).memory.stream_base
+    assert run_of("8 GB", Overrides(precision="int8")).memory.stream_base
+
+
+def test_a_translator_is_tuned_at_1e_5_in_full() -> None:
+    config = vlm_run(name="x", folder="f", chosen=Overrides(), full=True, seed=0)
+    assert config.stages[0].learning_rate == 1e-5
+
+
+def test_stages_are_read_and_a_bad_line_is_named() -> None:
+    stages = parse_stages("256 16 1e-4 2000  # small first\n\n512, 4, 5e-5, 1000\n")
+    assert [(s.resolution, s.batch_size, s.learning_rate, s.steps) for s in stages] == [
+        (256, 16, 1e-4, 2000),
+        (512, 4, 5e-5, 1000),
+    ]
+    with pytest.raises(ValueError, match=r"line 2: '512 4' is not `resolution batch"):
+        parse_stages("256 16 1e-4 10\n512 4")
+    with pytest.raises(ValueError, match="stages is empty"):
+        parse_stages("# nothing\n")
+    run = dreamomni_run(name="x", base={}, options={}, stages=parse_stages("64 2 1e-3 5"), seed=0)
+    assert run.adapter is None
+    assert run.total_steps == 5
