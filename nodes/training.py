@@ -13,7 +13,18 @@ from ..model_loaders.weight_files import weight_names, weight_paths
 from ..training.config import one_of
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import STAGE_PLANS
-from ..training.presets import EVEN, PRESETS, dreamomni_run, lora_run, parse_stages, with_changed_region
+from ..training.presets import (
+    AS_FAMILY,
+    EVEN,
+    LORA_OPTIMIZERS,
+    PRESETS,
+    dreamomni_run,
+    lora_run,
+    parse_stages,
+    with_changed_region,
+    with_optimizer,
+    with_timesteps,
+)
 from .fingerprints import dreamomni_state, model_folder_state, weights_state
 from .schema import node_input, node_schema
 from .small_vae import small_vae_base
@@ -26,10 +37,12 @@ from .training_inputs import (
     dataset_input,
     name_input,
     number,
+    optimizer_input,
     override_inputs,
     processes_input,
     resume_input,
     run_outputs,
+    timesteps_input,
 )
 from .training_job import make_job
 from .training_results import (
@@ -134,6 +147,8 @@ class TrainLoRA(io.ComfyNode):
                     io.Int, "translator_steps", "Joint preset: steps of the prompt translator.", max=1_000_000
                 ),
                 changed_region_input(EVEN),
+                optimizer_input(),
+                timesteps_input(),
             ],
             outputs=run_outputs("lora_name", "The LoRA as LoRA loaders list it."),
         )
@@ -163,16 +178,19 @@ class TrainLoRA(io.ComfyNode):
         **optional: Any,
     ) -> io.NodeOutput:
         one_of("family", family, LORA_FAMILIES)
+        chosen = chosen_overrides(optional)
         config = lora_run(
             name=joint_name(run_name, optional.get("resume", CONTINUE), preset),
             family=family,
             task=task,
             base={base_role(family): str(base_path(base, family))},
             preset=preset,
-            chosen=chosen_overrides(optional),
+            chosen=chosen,
             seed=optional.get("seed", 0),
         )
         config = with_changed_region(config, optional.get("changed_region", EVEN))
+        config = with_optimizer(config, optional.get("optimizer", LORA_OPTIMIZERS[0]), chosen)
+        config = with_timesteps(config, optional.get("timesteps", AS_FAMILY))
         require_free("loras", lora_name(config.name), config.name)
         encoders = {name: optional.get(name) for name in ("clip", "vae", "vlm", "processor")}
         job = make_job(config, dataset, **encoders, processes=optional.get("processes", 1))

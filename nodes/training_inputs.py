@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.config import PRECISIONS, ObjectiveConfig
-from ..training.presets import CHANGED_REGION, Overrides
+from ..training.presets import AS_FAMILY, CHANGED_REGION, LORA_OPTIMIZERS, PRODIGY_RATE, TIMESTEPS, Overrides
 from .schema import node_input
 from .training_run import CONTINUE, resume_choices
 from .types import CATEGORY, Dataset, Run
@@ -95,6 +95,36 @@ def changed_region_input(default: str) -> io.Input:
         f"{ObjectiveConfig().mask_weight:g} times inside the sample's mask; a sample without a mask counts "
         "evenly. omnigen_paper, omnigen_code: the less differs from the source, the more it counts, as "
         "OmniGen's paper or its code has it.",
+    )
+
+
+def optimizer_input() -> io.Input:
+    """What moves the weights of a LoRA."""
+    return node_input(
+        io.Combo,
+        "optimizer",
+        options=list(LORA_OPTIMIZERS),
+        default=LORA_OPTIMIZERS[0],
+        optional=True,
+        advanced=True,
+        tooltip="adamw: what all presets were made for. adamw8bit: its moments in 8 bit, less memory (needs "
+        "bitsandbytes). prodigy: finds the rate by itself (needs prodigyopt); learning_rate is then a factor "
+        f"on that: leave it at 0, which means {PRODIGY_RATE:.1f}, prodigy's own unit.",
+    )
+
+
+def timesteps_input() -> io.Input:
+    """How the share of noise of a training sample is drawn."""
+    return node_input(
+        io.Combo,
+        "timesteps",
+        options=list(TIMESTEPS),
+        default=AS_FAMILY,
+        optional=True,
+        advanced=True,
+        tooltip="How noisy the samples are that are trained on. as the family: logit_normal, for every "
+        "family so far. logit_normal: mostly about half noise. uniform: every share of noise alike. "
+        "dynamic_shift: noisier, the more so the larger the picture, as FLUX samples.",
     )
 
 

@@ -82,6 +82,13 @@ PRESETS = {
 }
 EVEN = "even"
 CHANGED_REGION = (EVEN, "mask", "omnigen_paper", "omnigen_code")
+LORA_OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+AS_FAMILY = "as the family"
+TIMESTEPS = (AS_FAMILY, "logit_normal", "uniform", "dynamic_shift")
+PRODIGY_RATE = 1.0
+"""Prodigy finds the rate by itself; what it is given is a factor on what it found."""
+PRODIGY_LEAST_RATE = 0.01
+"""Chosen: at the rates of AdamW prodigy's estimate never leaves its start, and nothing is learnt."""
 TRANSLATOR_SUFFIX = "-translator"
 
 
@@ -191,6 +198,32 @@ def with_changed_region(config: RunConfig, choice: str) -> RunConfig:
     weighting = "none" if choice == EVEN else choice
     objective = dataclasses.replace(config.objective, region_weighting=weighting)
     return dataclasses.replace(config, objective=objective)
+
+
+def with_optimizer(config: RunConfig, name: str, chosen: Overrides) -> RunConfig:
+    """The run with one of `LORA_OPTIMIZERS`; prodigy has no use for a preset's rate, only for the user's.
+
+    Raises ValueError when the user's is a rate of AdamW.
+    """
+    stages = config.stages
+    if name == "prodigy":
+        rate = chosen.learning_rate or PRODIGY_RATE
+        if rate < PRODIGY_LEAST_RATE:
+            raise ValueError(
+                f"learning_rate is {rate:g} with the optimizer prodigy, which finds the rate by itself and "
+                f"takes a factor on it, at least {PRODIGY_LEAST_RATE:g}; set learning_rate to 0 (it then is "
+                f"{PRODIGY_RATE:.1f}), or choose adamw"
+            )
+        stages = tuple(dataclasses.replace(stage, learning_rate=rate) for stage in stages)
+    optimizer = dataclasses.replace(config.optimizer, name=name)
+    return dataclasses.replace(config, stages=stages, optimizer=optimizer)
+
+
+def with_timesteps(config: RunConfig, choice: str) -> RunConfig:
+    """The run with one of `TIMESTEPS`: how the share of noise of a sample is drawn."""
+    if choice == AS_FAMILY:
+        return config
+    return dataclasses.replace(config, timesteps=dataclasses.replace(config.timesteps, kind=choice))
 
 
 def parse_stages(text: str) -> tuple[StageConfig, ...]:

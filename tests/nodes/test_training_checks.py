@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,6 +225,22 @@ class Stopped(Exception):
     """Raised where a node would begin to work."""
 
 
+@pytest.fixture
+def begun(models_dir: Path, output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The settings of every run that a node began; it is stopped there."""
+    from pack.nodes import training
+
+    seen = []
+
+    def remember(config: Any, *args: Any, **kept: Any) -> None:
+        seen.append(config)
+        raise Stopped
+
+    monkeypatch.setattr(training, "make_job", remember)
+    monkeypatch.setattr(training, "base_path", lambda base, family: Path("base.safetensors"))
+    return seen
+
+
 @pytest.mark.parametrize(
     ("choice", "weightings"),
     [
@@ -235,30 +252,72 @@ class Stopped(Exception):
     ],
 )
 def test_the_changed_region_reaches_the_objective(
-    models_dir: Path,
-    output_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    choice: str | None,
-    weightings: tuple[str, str],
+    begun: list[Any], choice: str | None, weightings: tuple[str, str]
 ) -> None:
     from pack.nodes import training
 
-    seen = []
-
-    def remember(config: Any, *args: Any, **kept: Any) -> None:
-        seen.append(config.objective)
-        raise Stopped
-
-    monkeypatch.setattr(training, "make_job", remember)
-    monkeypatch.setattr(training, "base_path", lambda base, family: Path("base.safetensors"))
     given = {"changed_region": choice} if choice else {}
     vlm = SimpleNamespace(folder=SimpleNamespace(path="vlm"))
     with pytest.raises(Stopped):
         training.TrainLoRA.execute("base", "kontext", None, "a", "edit", "hobby", **given)
     with pytest.raises(Stopped):
         training.TrainDreamOmni.execute("tiny", None, "b", "", vlm=vlm, **given)
-    assert tuple(objective.region_weighting for objective in seen) == weightings
-    assert {objective.mask_weight for objective in seen} == {4.0}
+    assert tuple(config.objective.region_weighting for config in begun) == weightings
+    assert {config.objective.mask_weight for config in begun} == {4.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer", "rate", "kind"),
+    [
+        ({}, "adamw", 1e-4, "logit_normal"),
+        ({"optimizer": "adamw", "timesteps": "as the family"}, "adamw", 1e-4, "logit_normal"),
+        ({"optimizer": "adamw8bit", "timesteps": "logit_normal"}, "adamw8bit", 1e-4, "logit_normal"),
+        ({"optimizer": "adamw8bit", "learning_rate": 3e-4}, "adamw8bit", 3e-4, "logit_normal"),
+        ({"optimizer": "prodigy", "timesteps": "uniform"}, "prodigy", 1.0, "uniform"),
+        ({"optimizer": "prodigy", "learning_rate": 0.0}, "prodigy", 1.0, "logit_normal"),
+        ({"optimizer": "prodigy", "learning_rate": 0.5}, "prodigy", 0.5, "logit_normal"),
+        ({"timesteps": "dynamic_shift"}, "adamw", 1e-4, "dynamic_shift"),
+    ],
+)
+def test_optimizer_and_timesteps_reach_the_run(
+    begun: list[Any], given: dict[str, Any], optimizer: str, rate: float, kind: str
+) -> None:
+    from pack.nodes import training
+
+    with pytest.raises(Stopped):
+        training.TrainLoRA.execute("base", "kontext", None, "a", "edit", "hobby", **given)
+    (config,) = begun
+    assert (config.optimizer.name, config.stages[0].learning_rate) == (optimizer, rate)
+    assert config.timesteps.kind == kind
+
+
+def test_what_the_node_offers_can_be_trained_with(begun: list[Any]) -> None:
+    from pack.nodes import training
+    from pack.training.optimizers import PACKAGES
+
+    inputs = {given.id: given for given in training.TrainLoRA.define_schema().inputs}
+    assert list(inputs)[-2:] == ["optimizer", "timesteps"]
+    assert [inputs[name].default for name in ("optimizer", "timesteps")] == ["adamw", "as the family"]
+    for name in ("optimizer", "timesteps"):
+        for choice in inputs[name].options:
+            with pytest.raises(Stopped):
+                training.TrainLoRA.execute("base", "omnigen", None, "a", "edit", "hobby", **{name: choice})
+    tooltip = inputs["optimizer"].tooltip
+    assert all(word in tooltip for word in ("1.0", *PACKAGES.values()))
+
+
+def test_a_missing_optimizer_package_stops_the_run_before_any_work(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.training import optimizers
+    from pack.training.config import OptimizerConfig, RunConfig
+
+    config = RunConfig(name="checked", family="kontext", optimizer=OptimizerConfig(name="prodigy"))
+    real = optimizers.find_spec
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None if name == "prodigyopt" else real(name))
+    with pytest.raises(ImportError, match=r"(?s)prodigy needs the package prodigyopt.*optimizer adamw"):
+        make_job(pairs(tmp_path / "data"), config=config).run()
 
 
 def test_a_damaged_base_is_refused_before_any_work(output_dir: Path, tmp_path: Path) -> None:

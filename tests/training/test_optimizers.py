@@ -8,6 +8,7 @@ import pytest
 import torch
 from pack.training.config import OptimizerConfig
 from pack.training.optimizers import learning_rate_factor, make_optimizer
+from pack.training.presets import Overrides, lora_run, with_optimizer
 from torch import nn
 
 from tests.training.toy import toy_config, toy_place, toy_trainer
@@ -30,6 +31,26 @@ def test_every_setting_reaches_the_optimizer(name: str) -> None:
     group = optimizer.param_groups[0]
     found = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
     assert found == {"lr": 0.5, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.1}
+
+
+def test_prodigy_learns_at_its_own_unit() -> None:
+    pytest.importorskip("prodigyopt")
+    run = lora_run(
+        name="x", family="kontext", task="edit", base={}, preset="hobby", chosen=Overrides(), seed=0
+    )
+    run = with_optimizer(run, "prodigy", Overrides())
+    draw = torch.Generator().manual_seed(0)
+    x, wanted = torch.randn(32, 8, generator=draw), torch.randn(8, 8, generator=draw)
+    down, up = nn.Parameter(torch.randn(4, 8, generator=draw) / 8**0.5), nn.Parameter(torch.zeros(8, 4))
+    optimizer = make_optimizer(run.optimizer, [down, up], run.stages[0].learning_rate)
+    losses = []
+    for _ in range(100):
+        loss = (x @ down.T @ up.T - x @ wanted.T).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0], losses
 
 
 def test_the_gradient_is_clipped_and_its_own_norm_told(tmp_path: Path) -> None:

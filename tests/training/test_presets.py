@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 from pack.training.config import RunConfig
-from pack.training.presets import PRESETS, Overrides, dreamomni_run, lora_run, parse_stages, vlm_run
+from pack.training.config_json import config_hash, to_json
+from pack.training.presets import (
+    AS_FAMILY,
+    LORA_OPTIMIZERS,
+    PRESETS,
+    Overrides,
+    dreamomni_run,
+    lora_run,
+    parse_stages,
+    vlm_run,
+    with_optimizer,
+    with_timesteps,
+)
 
 HOBBY = {
     "resolution": 512,
@@ -100,6 +112,43 @@ def test_presets_give_way_to_the_user(preset: str) -> None:
 def test_nf4_in_place_of_a_precision_is_not_streamed() -> None:
     assert not run_of("8 GB", Overrides(precision="nf4")).memory.stream_base
     assert run_of("8 GB", Overrides(precision="int8")).memory.stream_base
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_run_of_before_these_choices_goes_on_with_their_defaults(preset: str) -> None:
+    before = run_of(preset)
+    after = with_timesteps(with_optimizer(before, LORA_OPTIMIZERS[0], Overrides()), AS_FAMILY)
+    assert config_hash(after) == config_hash(before)
+    told = to_json(after)
+    assert told["optimizer"] == {
+        "name": "adamw",
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 1e-4,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+        "clip_norm": 1.0,
+        "ema_decay": 0.0,
+    }
+    assert told["timesteps"] == {
+        "kind": "logit_normal",
+        "mean": 0.0,
+        "std": 1.0,
+        "shift": 1.0,
+        "base_tokens": 256,
+        "base_mu": 0.5,
+        "max_tokens": 4096,
+        "max_mu": 1.15,
+    }
+
+
+def test_prodigy_takes_no_rate_of_adamw() -> None:
+    chosen = Overrides(learning_rate=3e-4)
+    with pytest.raises(
+        ValueError, match=r"learning_rate is 0\.0003 with .* prodigy.*at least 0\.01; set .* to 0"
+    ):
+        with_optimizer(run_of("hobby", chosen), "prodigy", chosen)
 
 
 def test_a_translator_is_tuned_at_1e_5_in_full() -> None:
