@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from scipy.special import betaincinv
 from torch import Tensor
+
+Sigmas = TypeVar("Sigmas", float, Tensor)
 
 MU_TOKENS = (256, 4096)
 MU_RANGE = (0.5, 1.15)
@@ -21,15 +24,17 @@ BETA_SHAPE = 0.6
 """alpha = beta of the beta distribution behind the `beta` schedule, as in ComfyUI."""
 
 
-def flux_mu(tokens: int) -> float:
+def flux_mu(
+    tokens: int, mu_tokens: tuple[int, int] = MU_TOKENS, mu_range: tuple[float, float] = MU_RANGE
+) -> float:
     """FLUX.1's log time shift for a number of noise tokens; reference and text tokens do not count."""
     if tokens < 1:
         raise ValueError(f"the schedule needs at least 1 noise token, got {tokens}")
-    slope = (MU_RANGE[1] - MU_RANGE[0]) / (MU_TOKENS[1] - MU_TOKENS[0])
-    return MU_RANGE[0] + slope * (tokens - MU_TOKENS[0])
+    slope = (mu_range[1] - mu_range[0]) / (mu_tokens[1] - mu_tokens[0])
+    return mu_range[0] + slope * (tokens - mu_tokens[0])
 
 
-def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
+def shift_sigmas(sigmas: Sigmas, shift: float) -> Sigmas:
     """The time shift shift * s / (1 + (shift - 1) * s); 1 changes nothing, ends stay at 0 and 1."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 

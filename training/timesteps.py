@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..samplers.schedules import flux_mu, shift_sigmas
 from .config import TimestepConfig
 
 
@@ -21,15 +22,10 @@ def slot_generator(seed: int, step: int, slot: int, purpose: str) -> torch.Gener
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def shifted_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """shift sigma / (1 + (shift - 1) sigma); shift 1 changes nothing."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 def dynamic_shift(config: TimestepConfig, num_tokens: int) -> float:
     """e^mu with mu linear in the number of target tokens (FLUX: 256 -> 0.5, 4096 -> 1.15)."""
-    slope = (config.max_mu - config.base_mu) / (config.max_tokens - config.base_tokens)
-    return math.exp(config.base_mu + slope * (num_tokens - config.base_tokens))
+    mu_tokens, mu_range = (config.base_tokens, config.max_tokens), (config.base_mu, config.max_mu)
+    return math.exp(flux_mu(num_tokens, mu_tokens, mu_range))
 
 
 def draw_sigma(config: TimestepConfig, num_tokens: int, generator: torch.Generator) -> Tensor:
@@ -38,7 +34,7 @@ def draw_sigma(config: TimestepConfig, num_tokens: int, generator: torch.Generat
         return torch.rand((), generator=generator)
     sigma = torch.sigmoid(config.mean + config.std * torch.randn((), generator=generator))
     if config.kind == "shifted":
-        return shifted_sigma(sigma, config.shift)
+        return shift_sigmas(sigma, config.shift)
     if config.kind == "dynamic_shift":
-        return shifted_sigma(sigma, dynamic_shift(config, num_tokens))
+        return shift_sigmas(sigma, dynamic_shift(config, num_tokens))
     return sigma

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from pack.samplers.schedules import SCHEDULES, ScheduleSettings, flux_mu, make_sigmas
+from pack.samplers.schedules import SCHEDULES, ScheduleSettings, flux_mu, make_sigmas, shift_sigmas
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (1024, 0.63), (8192, 1.8433333)])
 def test_mu_by_hand(tokens: int, mu: float) -> None:
     assert flux_mu(tokens) == pytest.approx(mu, abs=1e-6)
+
+
+def test_the_time_shift_is_written_once() -> None:
+    folders = ("dit", "samplers", "training", "model_loaders", "nodes")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = [path.name for path in files if "(shift - 1) *" in path.read_text(encoding="utf-8")]
+    assert found == ["schedules.py"]
+
+
+def test_numbers_and_tensors_are_shifted_alike() -> None:
+    numbers = [0.0, 0.1, 0.75, 1.0]
+    tensor = torch.tensor(numbers, dtype=torch.float64)
+    assert [shift_sigmas(number, 3.0) for number in numbers] == shift_sigmas(tensor, 3.0).tolist()
+    assert shift_sigmas(0.75, 3.0) == 0.9
 
 
 @pytest.mark.parametrize("tokens", [256, 1000, 4096])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from pack.samplers.schedules import flux_mu, shift_sigmas
 from pack.training.config import ObjectiveConfig, TimestepConfig
 from pack.training.objective import (
     code_weights,
@@ -106,6 +107,19 @@ def test_dynamic_shift_is_the_schedulers(tokens: int) -> None:
     scheduler.set_timesteps(sigmas=[0.7], mu=mu)
     shift = dynamic_shift(TimestepConfig(), tokens)
     assert shift * 0.7 / (1 + (shift - 1) * 0.7) == pytest.approx(scheduler.sigmas[0].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 256, 1024, 4096, 9000])
+def test_training_and_sampling_shift_time_alike_to_the_bit(tokens: int) -> None:
+    config = TimestepConfig(kind="dynamic_shift")
+    shift = dynamic_shift(config, tokens)
+    assert shift == math.exp(flux_mu(tokens)) == math.exp(0.5 + (1.15 - 0.5) / (4096 - 256) * (tokens - 256))
+    own = TimestepConfig(base_tokens=10, base_mu=0.1, max_tokens=20, max_mu=0.3)
+    assert dynamic_shift(own, 15) == pytest.approx(math.exp(0.2))
+    drawn = draws(TimestepConfig(), count=50)
+    shifted = draws(config, tokens, count=50)
+    assert torch.equal(shifted, shift * drawn / (1 + (shift - 1) * drawn))
+    assert torch.equal(draws(TimestepConfig(kind="shifted", shift=6.0), count=50), shift_sigmas(drawn, 6.0))
 
 
 def test_slot_draws_depend_on_their_arguments_only() -> None:

@@ -21,6 +21,7 @@ from ...dit.dreamomni.config import DreamOmniConfig
 from ...dit.dreamomni.initialize import initialize
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni
+from ...samplers.schedules import shift_sigmas
 from ...vlm.encoder import DEFAULT_LAYER, DEFAULT_MAX_TOKENS, DEFAULT_TEMPLATE
 from ..config import RunConfig
 from ..files import whole_folder
@@ -169,7 +170,7 @@ class DreamOmniFamily(Family):
         """The shifted schedule ComfyUI uses for this network."""
         shift = network_config(config).sampling_shift
         even = super().preview_sigmas(config, num_tokens)
-        return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+        return [shift_sigmas(sigma, shift) for sigma in even]
 
     def metadata(self, config: RunConfig) -> dict[str, str]:
         """The position scheme and the network it fits."""

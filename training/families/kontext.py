@@ -26,6 +26,7 @@ from ...dit.positions import (
     target_position_ids,
     text_position_ids,
 )
+from ...samplers.schedules import shift_sigmas
 from ..config import RunConfig
 from ..frozen import FrozenBuilder
 from ..timesteps import dynamic_shift
@@ -133,7 +134,7 @@ class KontextFamily(Family):
         """FLUX's shifted schedule, as inference uses it."""
         shift = dynamic_shift(config.timesteps, num_tokens)
         even = super().preview_sigmas(config, num_tokens)
-        return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+        return [shift_sigmas(sigma, shift) for sigma in even]
 
     def metadata(self, config: RunConfig) -> dict[str, str]:
         """Which position ids the LoRA was trained with, and for which architecture."""
