@@ -7,7 +7,6 @@ weighs more here.
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..nodes import vlm as nodes
 from ..vlm.reply import ReplyFormatError
 from ..vlm.rewrite import ReplyCache
 from .harness import Table, compare
+from .random_vlm import build_model, write_vlm
 
 SIZES = {
     "hidden_size": 256,
@@ -52,9 +52,6 @@ def tables() -> list[Table]:
 
 def write_model(path: Path) -> Path:
     """The random model on disk; it never ends its reply by itself."""
-    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "support"))
-    from tiny_vlm import build_model, write_vlm
-
     model = build_model("qwen2_5_vl", **SIZES)
     model.generation_config.eos_token_id = None
     return write_vlm(path, model=model)
