@@ -96,7 +96,10 @@ def excerpt(prompt: str, position: int) -> str:
 
 def check_tags(prompt: str, num_images: int) -> None:
     """Raise ValueError, naming the place, unless the tags are whole and name exactly the pictures wired."""
-    allowed = f"write {tag(1)} for the first picture, {tag(2)} for the second"
+    allowed = (
+        f"write {tag(1)} for the first picture, {tag(2)} for the second, or choose prompt_style 'mentions' "
+        "and write image 1, image 2 (picture 1, photo 1 and img 1 count too, 'the first image' does not)"
+    )
     pictures = {match.start(): match for match in PICTURE.finditer(prompt)}
     inside = {spot for start, match in pictures.items() for spot in range(start, match.end())}
     for piece in PIECE.finditer(prompt):

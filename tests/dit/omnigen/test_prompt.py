@@ -48,6 +48,19 @@ def test_tag_errors_name_the_place(prompt, images, message):
         check_tags(prompt, images)
 
 
+@pytest.mark.parametrize("prompt", ["Put the hat of the second image on image 1", "<|image_1|> alone"])
+def test_tag_errors_name_the_style_without_tags(prompt):
+    message = (
+        r"or choose prompt_style 'mentions' and write image 1, image 2 "
+        r"\(picture 1, photo 1 and img 1 count too, 'the first image' does not\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_tags(prompt, 1)
+    for counted in ("image 1", "picture 1", "photo 1", "img 1"):
+        check_tags(tag_mentions(counted), 1)
+    assert tag_mentions("the first image") == "the first image"
+
+
 def test_good_tags_pass():
     check_tags("a plain prompt, 3 < 4 and {braces}", 0)
     check_tags(f"{TWO} before {ONE}, {TWO} again", 2)
