@@ -69,14 +69,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of `folder`; raises FileNotFoundError or ValueError when it cannot be read."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"the VLM folder {folder} has no config.json; it must be a Hugging Face folder of "
-            "Qwen2-VL or Qwen2.5-VL (config.json, *.safetensors, tokenizer and processor files)."
-        )
+        raise FileNotFoundError(f"the VLM folder {folder} has no config.json; {where_config_is(folder)}.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
         raise ValueError(f"{path} is not valid JSON ({err}); copy it from the release again.") from err
+
+
+def where_config_is(folder: Path) -> str:
+    """What to do about a folder without config.json, in words for an error message."""
+    # A repository fetched whole has the model one level deeper.
+    nested = sorted(inner.parent.name for inner in folder.glob("*/config.json"))
+    if nested:
+        return f"it lies in {' and in '.join(nested)}: move its files up, or move that folder to models/vlm"
+    return (
+        "it must be a Hugging Face folder of Qwen2-VL or Qwen2.5-VL "
+        "(config.json, *.safetensors, tokenizer and processor files)"
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 from pack.host.places import ROOT
 
 
@@ -19,3 +22,26 @@ def test_how_to_keep_transformers_4_is_said_where_pip_would_raise_it() -> None:
     assert '`pip install "transformers<5" "diffusers<0.40"`' in install
     portable = section("Good to know").partition("**Portable ComfyUI on Windows**")[2]
     assert 'with `"transformers<5"` behind it' in portable
+
+
+def test_files_are_fetched_and_renamed_to_what_the_templates_load() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    fetched = dict(re.findall(r"^hf download (\S+).* --local-dir ComfyUI/models/(\S+)$", text, re.MULTILINE))
+    assert fetched.keys() == {"Shitao/OmniGen-v1", "xiabs/DreamOmni2"}
+    assert text.count("hf download ") == text.count("--local-dir ComfyUI/models/") == 3
+    assert "typed in the folder that holds `ComfyUI`" in section("Install into your ComfyUI")
+    loaded = {
+        value
+        for path in (ROOT / "workflows").glob("*.json")
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        for value in node.get("widgets_values") or []
+        if isinstance(value, str)
+    }
+    renamed = dict(re.findall(r"^mv (\S+) (\S+)$", text, re.MULTILINE))
+    assert list(renamed) == [
+        "vlm/vlm-model",
+        "loras/edit_lora/pytorch_lora_weights.safetensors",
+        "loras/gen_lora/pytorch_lora_weights.safetensors",
+    ]
+    assert {path.partition("/")[2] for path in renamed.values()} <= loaded
+    assert fetched["Shitao/OmniGen-v1"].partition("/")[2] in loaded

@@ -51,6 +51,20 @@ def test_missing_files_are_named_all_at_once(folder: Path, gone: list[str], name
         open_vlm_folder(folder)
 
 
+def test_a_model_one_level_deeper_is_found_by_the_message(folder: Path) -> None:
+    repository = folder.parent / "DreamOmni2"
+    repository.mkdir()
+    folder.rename(repository / "vlm-model")
+    (repository / "edit_lora").mkdir()
+    message = (
+        r"DreamOmni2 has no config\.json; it lies in vlm-model: move its files up, "
+        r"or move that folder to models/vlm\.$"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        open_vlm_folder(repository)
+    assert open_vlm_folder(repository / "vlm-model").family == "qwen2_5_vl"
+
+
 def test_pickles_that_transformers_would_read_are_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.bin").touch()
