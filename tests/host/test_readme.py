@@ -45,3 +45,25 @@ def test_files_are_fetched_and_renamed_to_what_the_templates_load() -> None:
     ]
     assert {path.partition("/")[2] for path in renamed.values()} <= loaded
     assert fetched["Shitao/OmniGen-v1"].partition("/")[2] in loaded
+
+
+def test_the_sizes_of_a_small_card_are_those_of_the_pages() -> None:
+    told = section("Good to know")
+    for path, sizes in (
+        ("web/docs/DreamOmniLoadVLM.md", ("16.6 GB", "9.4 GB", "6.3 GB")),
+        ("web/docs/DreamOmniLoadOmniGen.md", ("1.5 GB",)),
+        ("workflows/omnigen-edit.json", ("7.8 GB", "3.9 GB")),
+        ("workflows/edit-with-references.json", ("11.9 GB",)),
+    ):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert [size for size in sizes if size not in text or size not in told] == []
+
+
+def test_what_references_cost_is_what_the_benchmarks_count() -> None:
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    rest = benchmarks.partition("(`reference_cache`)")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rest.splitlines()]
+    counted = {row[0]: f"{float(row[4]):.2g} times" for row in rows if len(row) == 8 and row[0] in "135"}
+    told = section("Good to know")
+    assert f"{counted['1']} as long with one reference" in told
+    assert f"{counted['3']} with three, {counted['5']} with five" in told
