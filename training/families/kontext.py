@@ -33,6 +33,7 @@ from ..timesteps import dynamic_shift
 from .base import Batch, EncodePlan, Family
 from .kontext_exact import exact_velocity, install
 from .kontext_files import base_tensors, network_arguments
+from .kontext_time import velocity_at
 
 ATTENTION_TARGETS = (
     "attn.to_q",
@@ -115,7 +116,7 @@ class KontextFamily(Family):
         else:
             inputs["hidden_states"] = torch.cat([inputs["hidden_states"], *tokens], dim=1)
             inputs["img_ids"] = torch.cat([inputs["img_ids"], *ids])
-            answer = network(**inputs, return_dict=False)[0]
+            answer = velocity_at(network, inputs)
         return unpacked(answer[:, : height * width // 4], height, width)
 
     def collate(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...dit.reference_branch import REFERENCE_GUIDANCE, REFERENCE_POOLED, REFERENCE_SIGMA
 from ..adapters import lora_off
+from .kontext_time import velocity_at
 
 MOST_TOKENS = 4096
 """Tokens of the references that go through the network together: small ones waste a pass of their own."""
@@ -185,4 +186,4 @@ def exact_velocity(
     """The network's answer for the target's tokens, given references (B, L, D) at ids (L, 3)."""
     kept = KeptReferences(offload=offload)
     write_references(network, inputs, tokens, ids, kept)
-    return network(**inputs, joint_attention_kwargs={"kept": kept}, return_dict=False)[0]
+    return velocity_at(network, inputs, joint_attention_kwargs={"kept": kept})
