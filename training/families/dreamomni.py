@@ -264,7 +264,8 @@ def copy_vlm(config: RunConfig, place: Path) -> None:
         source = Path(config.base["model"]) / read_index(Path(config.base["model"])).vlm
     if place.name != "vlm" or place.exists() or not (source / "config.json").is_file():
         return
-    shutil.copytree(source, place)
+    with whole_folder(place) as partial:
+        shutil.copytree(source, partial)
 
 
 def write_vlm(pair: TrainedPair, weights: Mapping[str, Tensor], base: Path, place: Path) -> None:

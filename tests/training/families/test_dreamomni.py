@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from pack.training.config import (
 from pack.training.encode import SampleEntry
 from pack.training.families import load_family
 from pack.training.families.base import CachedSample
+from pack.training.families.dreamomni import copy_vlm
 from pack.training.families.dreamomni_setup import STAGE_PLANS, network_config
 from pack.training.files import write_text
 from pack.training.session import Session
@@ -382,3 +384,25 @@ def test_a_lora_of_a_vae_is_refused() -> None:
 def test_the_tiny_preset_suits_its_stages() -> None:
     token = tiny_preset().token_pixels
     assert all(stage.resolution % token == 0 for stage in STAGE_PLANS["tiny"]())
+
+
+def test_a_vlm_whose_copy_broke_off_is_copied_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, place = tmp_path / "mine", tmp_path / "export" / "vlm"
+    source.mkdir()
+    place.parent.mkdir()
+    contents = {name: name.encode() for name in ("config.json", "model.safetensors", "vocab.json")}
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+
+    def breaks_off(source: Path, target: Path) -> None:
+        target.mkdir()
+        shutil.copy(source / "config.json", target)
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "copytree", breaks_off)
+        with pytest.raises(OSError, match="No space left"):
+            copy_vlm(run_config(base={"vlm": str(source)}), place)
+    assert not list(place.parent.iterdir())
+    copy_vlm(run_config(base={"vlm": str(source)}), place)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == contents
