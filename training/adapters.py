@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,8 @@ LORA_PARTS = ("lora_A", "lora_B")
 def inject_lora(network: nn.Module, config: AdapterConfig, targets: list[str], seed: int) -> int:
     """Add a trainable fp32 LoRA to every module whose name ends with a target; the number of modules.
 
-    The base is frozen; A is drawn from `seed` and B starts at zero, so nothing changes before the first step.
+    The base is frozen; A is drawn from `seed`, the same however the base is held, and B starts at zero, so
+    nothing changes before the first step.
     """
     from peft import LoraConfig, inject_adapter_in_model  # loaded when a run begins
 
@@ -33,13 +34,36 @@ def inject_lora(network: nn.Module, config: AdapterConfig, targets: list[str], s
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=found,
         init_lora_weights="gaussian",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    layers = [network.get_submodule(name) for name in found]
+    with torch.random.fork_rng(devices=[]), seen_as_fp32(layers):
         torch.manual_seed(seed)
         inject_adapter_in_model(lora, network, ADAPTER)
     for parameter in lora_parameters(network).values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return len(found)
+
+
+@contextmanager
+def seen_as_fp32(layers: Iterable[nn.Module]) -> Generator[None]:
+    """Inside the block the layers' weights look like fp32, and hold nothing.
+
+    peft casts a fresh LoRA to the dtype of the base; in fp8 that leaves A few values, most of them zero.
+    """
+    held = {layer: weight for layer in layers if is_rounding(weight := layer.get_parameter("weight"))}
+    for layer, weight in held.items():
+        look = torch.zeros(1, device=weight.device).expand_as(weight)
+        layer.weight = nn.Parameter(look, requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in held.items():
+            layer.weight = weight
+
+
+def is_rounding(weight: nn.Parameter) -> bool:
+    """Whether peft would cast a LoRA to the dtype of this weight, which is no other package's own kind."""
+    return type(weight) is nn.Parameter and weight.is_floating_point() and weight.dtype != torch.float32
 
 
 def linear_names(network: nn.Module) -> list[str]:
