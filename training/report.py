@@ -125,8 +125,7 @@ def run_summary(folder: Path, notes: str = "") -> str:
             lines.append(f"peak memory {last['peak_bytes'] / 2**30:.2f} GiB")
     held_out = numbers(events, "validation", "loss")
     if held_out:
-        best = min(held_out, key=lambda point: point[1])
-        lines.append(f"held-out loss {held_out[-1][1]:.4g}, best {best[1]:.4g} at step {best[0]:.0f}")
+        lines.append(f"held-out loss {held_out[-1][1]:.4g}{best_held_out(events)}")
     else:
         lines.append(f"no held-out loss: {why_no_held_out_loss(events)}")
     spoken = ("ladder", "rewound", "sample_failed", "save_failed", "note", "error", "out_of_memory")
@@ -139,6 +138,15 @@ def run_summary(folder: Path, notes: str = "") -> str:
     ending = events[-1]["event"] if events else "not started"
     lines.append(f"last event: {ending.replace('_', ' ')}")
     return "\n".join(lines)
+
+
+def best_held_out(events: Sequence[dict[str, Any]]) -> str:
+    """The loss of the best weights that are kept; nothing where there are none.
+
+    It need not be the lowest: the best is looked for anew when pictures get another size.
+    """
+    kept = numbers([event for event in events if event.get("best")], "validation", "loss")
+    return f", best {kept[-1][1]:.4g} at step {kept[-1][0]:.0f}" if kept else ""
 
 
 def why_no_held_out_loss(events: Sequence[dict[str, Any]]) -> str:

@@ -120,6 +120,20 @@ def test_a_report_is_drawn_from_the_diary_alone(tmp_path: Path) -> None:
     assert "references shrink to 384 px" in text
 
 
+def test_the_reported_best_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    diary = MetricsFile(tmp_path)
+    for step, loss, best in ((10, 0.4, True), (20, 0.3, True), (30, 0.6, True), (40, 0.7, False)):
+        if step == 30:
+            diary.append({"event": "stage", "step": 20, "stage": 1, "held_out": 4})
+        diary.append({"event": "validation", "step": step, "loss": loss, "best": best})
+    diary.close()
+    assert "held-out loss 0.7, best 0.6 at step 30" in run_summary(tmp_path)
+    never = MetricsFile(tmp_path / "never")
+    never.append({"event": "validation", "step": 10, "loss": 0.4, "best": False})
+    never.close()
+    assert "held-out loss 0.4\n" in run_summary(tmp_path / "never")
+
+
 def test_strips_are_of_the_first_and_the_newest_drawing(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     for step in (0, 5, 10):
