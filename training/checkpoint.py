@@ -1,4 +1,8 @@
-"""Resume states on disk: whole or absent, verified by hash, the newest two and the best kept."""
+"""Resume states on disk: whole or absent, verified by hash; the newest two are kept.
+
+So is the one written at the step of the best held-out loss. There need not be one: the best weights
+themselves are exported when they are found.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +87,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def prune(folder: Path, best_step: int | None) -> None:
-    """Keep the newest two checkpoints and the best one."""
+    """Keep the newest two checkpoints, and that of the best step where one was written at that step."""
     for step in checkpoint_steps(folder)[:-KEPT]:
         if step != best_step:
             shutil.rmtree(checkpoint_path(folder, step), ignore_errors=True)
