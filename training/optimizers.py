@@ -103,7 +103,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], data: dict[str, Any]
 ) -> None:
-    """Put back what `optimizer_state` gave."""
+    """Put back what `optimizer_state` gave; each group keeps the weight decay that it has now.
+
+    A run may go on with another one. All else in the saved groups is either unchanged or set at every step.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in data["plain"].items()}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -114,3 +118,5 @@ def restore_optimizer(
         for group in data["groups"]
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay

@@ -16,6 +16,7 @@ from pack.training.checkpoint import checkpoint_steps
 from pack.training.config import (
     AdapterConfig,
     MemoryConfig,
+    OptimizerConfig,
     OutputConfig,
     RunConfig,
     StageConfig,
@@ -117,6 +118,20 @@ def test_a_base_that_was_moved_goes_on_by_its_content(tmp_path: Path) -> None:
     unknown = toy_config(base={"transformer": "/a/flux.safetensors", "vlm": "/elsewhere"})
     with pytest.raises(ValueError, match=r"other settings: base\.vlm"):
         toy_trainer(unknown, place)[0].run()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_goes_on_with_the_weight_decay_that_is_asked_for(tmp_path: Path, name: str) -> None:
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this PyTorch has no Muon")
+    place = toy_place(tmp_path)
+    first, _ = toy_trainer(toy_config(optimizer=OptimizerConfig(name=name, weight_decay=0.0)), place, 2)
+    assert first.run() == "cancelled"
+    config = toy_config(optimizer=OptimizerConfig(name=name, weight_decay=0.25))
+    again, _ = toy_trainer(config, place, stop_at=3)
+    assert again.run() == "cancelled"
+    assert {group["weight_decay"] for group in again.session.optimizer.param_groups} == {0.25}
+    assert again.session.optimizer.state_dict()["state"], "the moments are there"
 
 
 def changed_samples(place: RunFolder) -> None:
