@@ -69,4 +69,5 @@ STAND_INS = [
     dataclasses.replace(kontext("edit-region"), write_inputs=write_painted_region),
     kontext("generate-from-references"),
     kontext("position-encoding-comparison"),
+    kontext("feature-mixing"),
 ]
