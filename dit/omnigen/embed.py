@@ -25,10 +25,17 @@ def axis_positions(start: int, count: int, channels: int, max_grid: int) -> Tens
         return torch.cat((angles.sin(), angles.cos()), dim=1).float()
 
 
-def grid_positions(height: int, width: int, hidden_size: int, max_grid: int) -> Tensor:
+def grid_positions(
+    height: int,
+    width: int,
+    hidden_size: int,
+    max_grid: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Positions of a picture of height x width tokens: the centre of the table, column channels before row's.
 
-    Returns (height * width, hidden_size) float32 on the CPU.
+    Returns (height * width, hidden_size) on `device`, rounded to `dtype`.
     """
     if max(height, width) > max_grid:
         raise ValueError(
@@ -37,6 +44,8 @@ def grid_positions(height: int, width: int, hidden_size: int, max_grid: int) -> 
         )
     columns = axis_positions((max_grid - width) // 2, width, hidden_size // 2, max_grid)
     rows = axis_positions((max_grid - height) // 2, height, hidden_size // 2, max_grid)
+    # Two short tables travel; joined first, 50 MB would be made and sent in every evaluation at 1024 px.
+    columns, rows = (axis.to(device=device, dtype=dtype) for axis in (columns, rows))
     columns = columns[None].expand(height, -1, -1)
     rows = rows[:, None].expand(-1, width, -1)
     return torch.cat((columns, rows), dim=-1).reshape(height * width, hidden_size)

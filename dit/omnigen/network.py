@@ -66,8 +66,8 @@ class OmniGenNetwork(nn.Module):
         """Tokens (B, h * w, hidden) of a latent with its place in the position table added."""
         height, width = (side // self.config.patch_size for side in latent.shape[-2:])
         tokens = embedder(latent)
-        places = grid_positions(height, width, self.config.hidden_size, self.config.max_grid)
-        return tokens + places.to(device=tokens.device, dtype=tokens.dtype)
+        sizes = (height, width, self.config.hidden_size, self.config.max_grid)
+        return tokens + grid_positions(*sizes, device=tokens.device, dtype=tokens.dtype)
 
     def embed_words(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the word table (1, L, hidden) in `dtype`."""

@@ -162,6 +162,14 @@ def test_position_table_equals_diffusers():
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_the_position_table_is_made_where_it_is_used():
+    """On a card: only the two axes travel, rounded before they are joined, which gives the same."""
+    on_card = grid_positions(6, 10, 32, 192, device="meta", dtype=torch.bfloat16)
+    assert (on_card.device.type, on_card.dtype, on_card.shape) == ("meta", torch.bfloat16, (60, 32))
+    rounded = grid_positions(6, 10, 32, 192, dtype=torch.bfloat16)
+    assert torch.equal(rounded, grid_positions(6, 10, 32, 192).to(torch.bfloat16))
+
+
 def test_an_odd_latent_is_padded_and_cut():
     config = tiny_config()
     network = own_network(diffusers_model(config), config)
