@@ -79,10 +79,11 @@ class ReadingMemory:
 
     def allocate(self, key: Tensor) -> None:
         """Buffers for the kept and the fresh rows of one layer; two of them when layers are fetched ahead."""
-        total = self.length + (self.time is not None) + key.shape[2]
+        # Compiled, the lengths are symbols, to which torch cannot add a bool.
+        total = self.length + int(self.time is not None) + key.shape[2]
         shape = (*key.shape[:2], total, key.shape[3])
         ahead = key.is_cuda and self.entry.device.type == "cpu"
-        self.buffers = [(key.new_empty(shape), key.new_empty(shape)) for _ in range(1 + ahead)]
+        self.buffers = [(key.new_empty(shape), key.new_empty(shape)) for _ in range(2 if ahead else 1)]
         if ahead:
             self.stream = torch.cuda.Stream(key.device)
             self.ready = [torch.cuda.Event() for _ in self.buffers]
