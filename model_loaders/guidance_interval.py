@@ -12,6 +12,8 @@ import comfy.patcher_extension
 import comfy.samplers
 
 KEY = "dreamomni_guidance_interval"
+SIGMA_SLACK = 1e-6
+"""Sigmas come in float32, where 0.3 is a little more and the first of a shifted schedule may pass 1."""
 
 
 def limit_guidance(model: Any, start_sigma: float, end_sigma: float) -> Any:
@@ -30,7 +32,8 @@ def limit_guidance(model: Any, start_sigma: float, end_sigma: float) -> Any:
     def predict(
         executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
     ) -> Tensor:
-        if start_sigma >= float(timestep.max()) > end_sigma:
+        sigma = float(timestep.max())
+        if start_sigma + SIGMA_SLACK >= sigma > end_sigma + SIGMA_SLACK:
             return executor(x, timestep, model_options, seed)
         return without_guidance(executor)(x, timestep, {**model_options, KEY: True}, seed)
 

@@ -195,3 +195,21 @@ def test_other_wrappers_are_called_and_samplers_get_an_equal_second_branch(behin
             )
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "sigmas", "guided"),
+    [
+        (1.0, 0.3, [1.0, 0.5, 0.3, 0.1, 0.0], [True, True, False, False]),
+        (0.8, 0.25, [1.0, 0.8, 0.5, 0.25, 0.0], [False, True, True, False]),
+        # What ComfyUI's shifted schedules begin with for many shifts.
+        (1.0, 0.25, [1.0000001, 0.5, 0.2, 0.0], [True, True, False]),
+    ],
+)
+def test_the_borders_hold_in_float32(loaded, start, end, sigmas, guided):
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model, processor = loaded
+    limited, calls = counted(GuidanceInterval.execute(model, start, end).args[0])
+    plain(limited, branches(processor), torch.tensor(sigmas), torch.randn(1, 4, 4, 4))
+    assert len(calls) == sum(2 if both else 1 for both in guided)
