@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ import comfy.model_management
 
 from ..dit.omnigen.prompt import check_mentions, few_shot_prompt, image_only_prompt, tag_mentions
 from ..dit.omnigen.resolution import TOKEN_PIXELS, fit_reference
-from ..dit.references import MAX_REFERENCES, ReferenceSet, Task
+from ..dit.references import MAX_REFERENCES, ReferenceSet, Task, picture_key
+from .encode_cache import ENCODED
 from .omnigen_processor import OmniGenProcessor
 
 LATENT_PIXELS = 8
@@ -82,7 +84,7 @@ def encode_request(
         )
     ]
     # Encoded after the prompt was found right, and once: all branches see the same draw of the VAE.
-    latents = {"reference_latents": [encode_image(vae, image) for image in images]} if images else {}
+    latents = {"reference_latents": [kept_latent(vae, image) for image in images]} if images else {}
     negative = [[ids[1], {}]]
     batch = max((len(image) for image in images), default=1)
     return Conditionings(
@@ -117,6 +119,12 @@ def result_size(
     if sizes and (wants_image or (request.output_size is OutputSize.AUTO and is_edit)):
         return sizes[0]
     return request.height, request.width
+
+
+def kept_latent(vae: Any, image: Tensor) -> Tensor:
+    """Latents of fitted pictures; what this VAE has encoded lately is not repeated."""
+    # Its own keys: Reference Conditioning keeps latents that only its own check has seen.
+    return ENCODED.get(vae, f"omnigen {picture_key(image)}", partial(encode_image, vae, image))
 
 
 def encode_image(vae: Any, image: Tensor) -> Tensor:

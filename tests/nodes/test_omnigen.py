@@ -241,6 +241,32 @@ def test_a_picture_named_twice_is_encoded_once(loaded, autoencoder):
     assert (positive[0][0] == -1).sum() == 2 * (image_only[0][0] == -1).sum()
 
 
+def test_other_words_do_not_encode_the_picture_again(loaded, autoencoder):
+    vae, refs = HostVAE(autoencoder), references(1)
+    first, other = (
+        encode(loaded[1], vae, prompt, refs)[0][0][1]["reference_latents"][0]
+        for prompt in (PROMPTS[1], "<img><|image_1|></img> in the snow")
+    )
+    assert vae.calls == 1
+    fresh = encode(loaded[1], HostVAE(autoencoder), PROMPTS[1], refs)[0][0][1]["reference_latents"][0]
+    assert torch.equal(first, fresh) and torch.equal(other, fresh)
+    smaller = encode(loaded[1], vae, PROMPTS[1], refs, max_image_size=32)[0][0][1]["reference_latents"][0]
+    assert vae.calls == 2
+    assert smaller.shape != first.shape
+
+
+def test_a_latent_that_reference_conditioning_kept_is_still_checked(loaded):
+    from pack.dit.omnigen.resolution import fit_reference
+    from pack.dit.references import picture_key
+    from pack.model_loaders.encode_cache import ENCODED
+
+    vae, refs = WrongVAE(), references(1)
+    fitted = fit_reference(refs.images[0], 64)
+    ENCODED.get(vae, picture_key(fitted), lambda: vae.encode(fitted))
+    with pytest.raises(ValueError, match="load the SDXL VAE"):
+        encode(loaded[1], vae, PROMPTS[1], refs)
+
+
 @pytest.mark.parametrize(
     ("options", "task", "size"),
     [
