@@ -170,11 +170,12 @@ def find_or_write(
     slots = prefix.tokens.slots
     parent, shared = use.cache.best_parent(prefix.elements, slots, context)
     size = bytes_per_token(network.config, like.element_size(), use.settings.eight_bit)
-    times = len(use.schedule())
-    needed = size * (prefix.length - shared + times)
+    # Time tokens are kept in full precision, in 8 bit too.
+    times = bytes_per_token(network.config, like.element_size(), False) * len(use.schedule())
+    needed = size * (prefix.length - shared) + times
     if not use.cache.make_room(needed, use.settings.max_bytes, parent):
         # The parent holds more than the shared rows; all rows anew may be the smaller whole.
-        parent, shared, needed = None, 0, size * (prefix.length + times)
+        parent, shared, needed = None, 0, size * prefix.length + times
         if not use.cache.make_room(needed, use.settings.max_bytes):
             say_no_room(use, prefix.length, needed, over_limit=True)
             return None
@@ -242,6 +243,7 @@ def cached_velocity(
     hidden = network.run_layers(hidden, rotary, rows, attention, memory)
     if time is None:
         keys = torch.stack([layer[0] for layer in memory.fresh_times])
-        entry.add_time(sigma_key(value), keys, torch.stack([layer[1] for layer in memory.fresh_times]))
+        tokens = keys, torch.stack([layer[1] for layer in memory.fresh_times])
+        use.cache.add_time(entry, sigma_key(value), tokens, use.settings.max_bytes)
     velocity = network.read_velocity(hidden[:, -count:], sigma, grid)
     return velocity[..., : size[0], : size[1]]

@@ -190,6 +190,17 @@ class PrefixCache:
         """Free everything."""
         self.entries.clear()
 
+    def add_time(self, entry: Entry, sigma_key: int, tokens: tuple[Tensor, Tensor], limit: int) -> None:
+        """Remember a time token where it fits under `limit`; the entry's oldest are forgotten for it.
+
+        No prefix is dropped for it: it saves one row of a step, a prefix saves a whole pass.
+        """
+        needed = tokens[0].nbytes + tokens[1].nbytes
+        while entry.times and self.num_bytes + needed > limit:
+            entry.times.pop(next(iter(entry.times)))
+        if self.num_bytes + needed <= limit:
+            entry.add_time(sigma_key, *tokens)
+
     @property
     def num_bytes(self) -> int:
         """Memory of all entries, and of dropped ones whose rows others still share."""

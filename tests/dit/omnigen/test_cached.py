@@ -179,11 +179,47 @@ def test_the_limit_holds_and_the_result_stays(network, branches):
             result = cached_velocity(network, latent, sigma, branches[name], use, torch_attention)
             expected = network.velocity(latent, sigma, branches[name])
             torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
-            assert cache.num_bytes <= limit + bytes_per_token(tiny_config(), 4, False)
+            assert cache.num_bytes <= limit
         assert [entry.elements for entry in cache.entries.values()] == [branches["positive"].elements]
         cache.start_run()
         cached_velocity(network, latent, sigma, branches["negative"], use, torch_attention)
     assert [entry.elements for entry in cache.entries.values()] == [branches["negative"].elements]
+
+
+@pytest.mark.parametrize("known_schedule", [True, False])
+def test_other_schedules_keep_the_limit(known_schedule, network, branches):
+    """Each brings sigmas of its own, whose time tokens have to find room too."""
+    noise = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    cache, limit = PrefixCache(), 2**40
+    for steps in (4, 5, 7, 4):
+        cache.start_run()
+        sigmas = uniform_sigmas(steps)
+        use = use_of(cache, sigmas.tolist() if known_schedule else (), max_bytes=limit)
+        with torch.inference_mode():
+            plain = SOLVERS["euler"](guided(network, branches, None), noise, sigmas, disable=True)
+            cached = SOLVERS["euler"](guided(network, branches, use), noise, sigmas, disable=True)
+        torch.testing.assert_close(cached, plain, atol=1e-5, rtol=1e-5)
+        if limit == 2**40:
+            limit = cache.num_bytes + bytes_per_token(tiny_config(), 4, False)
+        assert cache.num_bytes <= limit
+    assert cache.prefills == 3, "no prefix makes room for a time token"
+
+
+def test_eight_bit_counts_time_tokens_in_full_precision(network, branches):
+    """They are kept as they are, so that they take more than a token of the prefix."""
+    schedule, length = uniform_sigmas(30).tolist(), branches["negative"].length
+    small, full = (bytes_per_token(tiny_config(), 4, eight_bit) for eight_bit in (True, False))
+    kept = []
+    for time_size in (small, full):
+        cache = PrefixCache()
+        limit = small * length + time_size * len(schedule)
+        use = use_of(cache, schedule, eight_bit=True, max_bytes=limit)
+        with torch.inference_mode():
+            latent, sigma = torch.randn(1, 4, 4, 4), torch.ones(1)
+            cached_velocity(network, latent, sigma, branches["negative"], use, torch_attention)
+        assert cache.num_bytes <= limit
+        kept.append(len(cache.entries))
+    assert kept == [0, 1]
 
 
 def run_prompts(network, cache, prompts, max_bytes):
@@ -347,15 +383,8 @@ def test_time_tokens_are_bounded(network, branches, monkeypatch):
     cache = PrefixCache()
     with torch.inference_mode():
         for step in range(10):
-            sigma = torch.tensor([1 - step / 10])
-            cached_velocity(
-                network,
-                torch.randn(1, 4, 4, 4),
-                sigma,
-                branches["negative"],
-                use_of(cache),
-                torch_attention,
-            )
+            latent, sigma = torch.randn(1, 4, 4, 4), torch.tensor([1 - step / 10])
+            cached_velocity(network, latent, sigma, branches["negative"], use_of(cache), torch_attention)
     (entry,) = cache.entries.values()
     assert len(entry.times) == 4
 
