@@ -46,29 +46,15 @@ class FeatureMixing(io.ComfyNode):
                     "latent",
                     tooltip="An empty latent; its batch_size is the number of pairs.",
                 ),
-                node_input(
-                    io.Float,
+                percent_input(
                     "start_percent",
-                    default=defaults.start_percent,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where mixing begins; 0 is pure noise. Counted as in Apply ControlNet.",
+                    defaults.start_percent,
+                    "Where mixing begins; 0 is pure noise. Counted as in Apply ControlNet.",
                 ),
-                node_input(
-                    io.Float,
+                percent_input(
                     "end_percent",
-                    default=defaults.end_percent,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where mixing ends; 1 is the end. The same as start_percent: no mixing.",
+                    defaults.end_percent,
+                    "Where mixing ends; 1 is the end. The same as start_percent: no mixing.",
                 ),
             ],
             outputs=[
@@ -92,6 +78,22 @@ class FeatureMixing(io.ComfyNode):
         return io.NodeOutput(
             attach_feature_mixing(model, when), pair_conditioning(source, target), pair_latent(latent)
         )
+
+
+def percent_input(name: str, default: float, tooltip: str) -> io.Input:
+    """A point on the way from noise (0) to picture (1)."""
+    return node_input(
+        io.Float,
+        name,
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        round=0.001,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
+    )
 
 
 NODES = [FeatureMixing]

@@ -82,16 +82,20 @@ def processes_input() -> io.Input:
     )
 
 
+def advanced_choice(name: str, options: tuple[str, ...], default: str, tooltip: str) -> io.Input:
+    """A choice that most users leave as it is."""
+    return node_input(
+        io.Combo, name, options=list(options), default=default, optional=True, advanced=True, tooltip=tooltip
+    )
+
+
 def changed_region_input(default: str) -> io.Input:
     """How places that an edit changes count in the loss."""
-    return node_input(
-        io.Combo,
+    return advanced_choice(
         "changed_region",
-        options=list(CHANGED_REGION),
-        default=default,
-        optional=True,
-        advanced=True,
-        tooltip="How much what an edit changes counts in the loss. even: as all the rest. mask: "
+        CHANGED_REGION,
+        default,
+        "How much what an edit changes counts in the loss. even: as all the rest. mask: "
         f"{ObjectiveConfig().mask_weight:g} times inside the sample's mask; a sample without a mask counts "
         "evenly. omnigen_paper, omnigen_code: the less differs from the source, the more it counts, as "
         "OmniGen's paper or its code has it.",
@@ -100,14 +104,11 @@ def changed_region_input(default: str) -> io.Input:
 
 def optimizer_input() -> io.Input:
     """What moves the weights of a LoRA."""
-    return node_input(
-        io.Combo,
+    return advanced_choice(
         "optimizer",
-        options=list(LORA_OPTIMIZERS),
-        default=LORA_OPTIMIZERS[0],
-        optional=True,
-        advanced=True,
-        tooltip="adamw: what all presets were made for. adamw8bit: its moments in 8 bit, less memory (needs "
+        LORA_OPTIMIZERS,
+        LORA_OPTIMIZERS[0],
+        "adamw: what all presets were made for. adamw8bit: its moments in 8 bit, less memory (needs "
         "bitsandbytes). prodigy: finds the rate by itself (needs prodigyopt); learning_rate is then a factor "
         f"on that: leave it at 0, which means {PRODIGY_RATE:.1f}, prodigy's own unit.",
     )
@@ -115,14 +116,11 @@ def optimizer_input() -> io.Input:
 
 def timesteps_input() -> io.Input:
     """How the share of noise of a training sample is drawn."""
-    return node_input(
-        io.Combo,
+    return advanced_choice(
         "timesteps",
-        options=list(TIMESTEPS),
-        default=AS_FAMILY,
-        optional=True,
-        advanced=True,
-        tooltip="How noisy the samples are that are trained on. as the family: logit_normal, for every "
+        TIMESTEPS,
+        AS_FAMILY,
+        "How noisy the samples are that are trained on. as the family: logit_normal, for every "
         "family so far. logit_normal: mostly about half noise. uniform: every share of noise alike. "
         "dynamic_shift: noisier, the more so the larger the picture, as FLUX samples.",
     )
