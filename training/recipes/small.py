@@ -158,6 +158,25 @@ POINT_TASKS: Weighted = (
     ("reference_generation", 0.4),
 )
 """The mix of the sixth: turns, boxes, and what is told by points."""
+TURN_TASKS: Weighted = (
+    ("text_to_image", 1.6),
+    ("add", 0.4),
+    ("remove", 0.4),
+    ("replace", 0.6),
+    ("recolour", 0.5),
+    ("retexture", 0.6),
+    ("move", 5.5),
+    ("scale", 2.5),
+    ("rotate", 28.0),
+    ("inpaint", 0.8),
+    ("segment", 0.5),
+    ("detect", 7.0),
+    ("reference_add", 1.0),
+    ("reference_replace", 2.5),
+    ("reference_attribute", 2.0),
+    ("reference_generation", 0.4),
+)
+"""The mix of the seventh: every second sample is a turn."""
 EASY_TASKS: Weighted = (
     ("add", 1.0),
     ("remove", 1.0),
@@ -212,6 +231,7 @@ class SmallRecipe:
         Refinement(steps=4_200, tasks=LATE_TASKS, single_share=0.2),
         Refinement(steps=4_300, tasks=LAST_TASKS, single_share=0.25),
         Refinement(steps=4_500, tasks=POINT_TASKS, single_share=0.4, drag_share=0.45),
+        Refinement(steps=5_000, tasks=TURN_TASKS, single_share=0.5, drag_share=0.25),
     )
     """Further runs, each on the network that the one before it left."""
     warmup_steps: int = 100
