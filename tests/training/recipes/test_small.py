@@ -216,7 +216,7 @@ def test_every_run_can_be_stored_and_uses_known_tasks(tmp_path: Path) -> None:
     assert len(seeds) == 4 + len(further) and {samples.config.split for samples in further} == {"train"}
     alone, *joint = ({task for task, _ in samples.config.tasks} for samples in further)
     assert alone == {task for task, _ in drawn.config.tasks}
-    assert all(tasks == alone | TASKS_WITH_REFERENCES for tasks in joint) and len(joint) == 5
+    assert all(tasks == alone | TASKS_WITH_REFERENCES for tasks in joint) and len(joint) == 6
     for refinement, samples in zip(recipe.refinements, further, strict=True):
         assert samples.count >= refinement.steps * recipe.batch_size, "each sample once"
         assert samples.config.single_share == (refinement.single_share or recipe.single_share)
