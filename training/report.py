@@ -141,12 +141,17 @@ def run_summary(folder: Path, notes: str = "") -> str:
 
 
 def best_held_out(events: Sequence[dict[str, Any]]) -> str:
-    """The loss of the best weights that are kept; nothing where there are none.
+    """The loss of the best weights that are kept, or since when there are none; nothing if there never were.
 
     It need not be the lowest: the best is looked for anew when pictures get another size.
     """
-    kept = numbers([event for event in events if event.get("best")], "validation", "loss")
-    return f", best {kept[-1][1]:.4g} at step {kept[-1][0]:.0f}" if kept else ""
+    words = ""
+    for event in events:
+        if event.get("event") == "best_forgotten":
+            words = f", the best is looked for anew from step {event['step']}"
+        elif event.get("event") == "validation" and event.get("best"):
+            words = f", best {event['loss']:.4g} at step {event['step']}"
+    return words
 
 
 def why_no_held_out_loss(events: Sequence[dict[str, Any]]) -> str:

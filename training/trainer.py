@@ -177,6 +177,7 @@ class Trainer:
     def forget_best(self) -> None:
         """Begin anew to look for the best weights: losses of pictures of another size are no measure."""
         self.session.best = BestValue()
+        self.emit({"event": "best_forgotten", "step": self.session.step})
         if self.team.leads:
             remove_export(self.place.folder / EXPORTS, "best")
 

@@ -124,7 +124,10 @@ def test_the_reported_best_is_the_one_that_is_kept(tmp_path: Path) -> None:
     diary = MetricsFile(tmp_path)
     for step, loss, best in ((10, 0.4, True), (20, 0.3, True), (30, 0.6, True), (40, 0.7, False)):
         if step == 30:
+            diary.append({"event": "best_forgotten", "step": 20})
             diary.append({"event": "stage", "step": 20, "stage": 1, "held_out": 4})
+            found = "held-out loss 0.3, the best is looked for anew from step 20\n"
+            assert found in run_summary(tmp_path)
         diary.append({"event": "validation", "step": step, "loss": loss, "best": best})
     diary.close()
     assert "held-out loss 0.7, best 0.6 at step 30" in run_summary(tmp_path)

@@ -26,10 +26,10 @@ from pack.training.encode import read_manifest
 from pack.training.files import whole_folder, write_tensors, write_text
 from pack.training.ladder import laddered, remember_rung
 from pack.training.memory import next_rung
-from pack.training.metrics import MetricsFile
+from pack.training.metrics import MetricsFile, read_metrics
 from pack.training.monitor import BestValue
 from pack.training.presets import Overrides, dreamomni_run, lora_run, parse_stages
-from pack.training.report import run_summary
+from pack.training.report import best_held_out, run_summary
 from pack.training.samples import split_held_out
 from pack.training.trainer import RunFolder, require_resumable
 
@@ -189,6 +189,28 @@ def test_the_best_weights_are_those_of_the_last_stage(tmp_path: Path) -> None:
     assert exported.read_bytes() != before
 
 
+def test_no_best_is_reported_between_a_stage_and_its_first_validation(tmp_path: Path) -> None:
+    config = toy_config(
+        stages=wide_stages(16, 32, steps=6),
+        validation=ValidationConfig(fraction=0.25, every=5, smallest_split=2),
+    )
+    place = toy_place(tmp_path, resolutions=(16, 32))
+    exported = place.folder / "exports" / "best.safetensors"
+    for stop, words in (
+        (6, " at step 5"),
+        (8, ", the best is looked for anew from step 6"),
+        (None, " at step 10"),
+    ):
+        trainer, events = toy_trainer(config, place, stop_at=stop)
+        trainer.run()
+        diary = MetricsFile(place.folder)
+        for event in events:
+            diary.append(event)
+        diary.close()
+        assert best_held_out(read_metrics(place.folder)).endswith(words)
+        assert exported.is_file() == ("anew" not in words)
+
+
 @pytest.mark.parametrize(
     ("changes", "is_kept"),
     [
@@ -211,8 +233,9 @@ def test_the_best_weights_of_larger_pictures_are_forgotten(
     assert first.session.best.step == 2 and exported.is_file()
     smaller = dataclasses.replace(config, **changes)
     remember_rung(place.folder, smaller, "something shrank")
-    again, _ = toy_trainer(laddered(smaller, place.folder), place, stop_at=3)
+    again, events = toy_trainer(laddered(smaller, place.folder), place, stop_at=3)
     assert again.run() == "cancelled"
+    assert best_held_out(events) == ("" if is_kept else ", the best is looked for anew from step 3")
     assert again.session.best == (first.session.best if is_kept else BestValue())
     assert exported.is_file() == is_kept
 
