@@ -162,6 +162,7 @@ def find_or_write(
     attention: Attention,
 ) -> Entry | None:
     """The prefix's entry, written now if it is new; None if there is no room for it."""
+    use.cache.hold_to(use.settings.max_bytes)
     stretched = length > network.config.original_max_position_embeddings
     context = (use.weights, like.dtype, like.device, stretched, use.settings.eight_bit)
     entry = use.cache.find(prefix.elements, context)

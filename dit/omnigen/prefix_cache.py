@@ -171,6 +171,8 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self.entries: OrderedDict[tuple[Hashable, Hashable], Entry] = OrderedDict()
+        self.limit: int | None = None
+        """The limit of the evaluation before, under which the entries are."""
         self.run = 0
         self.prefills = 0
         """Prefix passes made so far, for reports and tests."""
@@ -189,6 +191,13 @@ class PrefixCache:
     def clear(self) -> None:
         """Free everything."""
         self.entries.clear()
+
+    def hold_to(self, limit: int) -> None:
+        """Where a limit is lower than the one before, drop what was longest unused until the rest fits."""
+        if self.limit is not None and limit < self.limit:
+            while self.entries and self.num_bytes > limit:
+                self.entries.popitem(last=False)
+        self.limit = limit
 
     def add_time(self, entry: Entry, sigma_key: int, tokens: tuple[Tensor, Tensor], limit: int) -> None:
         """Remember a time token where it fits under `limit`; the entry's oldest are forgotten for it.

@@ -31,6 +31,31 @@ def test_the_limit_holds_and_the_result_stays(network, branches):
     assert [entry.elements for entry in cache.entries.values()] == [branches["negative"].elements]
 
 
+def test_a_lowered_limit_holds_at_once(network, branches):
+    """Also where no other prefix asks for room: what was longest unused goes, what is read next stays."""
+    latent, sigma = torch.randn(1, 4, 4, 4), torch.tensor([0.5])
+    cache = PrefixCache()
+
+    def run(name, limit):
+        cache.start_run()
+        with torch.inference_mode():
+            use = use_of(cache, (0.5,), max_bytes=limit)
+            result = cached_velocity(network, latent, sigma, branches[name], use, torch_attention)
+            expected = network.velocity(latent, sigma, branches[name])
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+        assert cache.num_bytes <= limit
+
+    for name in ("negative", "positive"):
+        run(name, 2**40)
+    own = cache.num_bytes - next(iter(cache.entries.values())).num_bytes
+    run("positive", own)
+    assert [entry.elements for entry in cache.entries.values()] == [branches["positive"].elements]
+    assert cache.prefills == 2
+    run("positive", 2**40)
+    run("positive", own - 1)
+    assert not cache.entries and cache.prefills == 2
+
+
 @pytest.mark.parametrize("known_schedule", [True, False])
 def test_other_schedules_keep_the_limit(known_schedule, network, branches):
     """Each brings sigmas of its own, whose time tokens have to find room too."""
