@@ -32,6 +32,8 @@ log = logging.getLogger("dreamomni")
 
 CACHE_OPTION = "dreamomni_prefix_cache"
 CACHE_KEY = "dreamomni_prefix_cache"
+TOGETHER, ONE_BY_ONE = "prefixes", "prefixes_one_by_one"
+"""Shapes for the memory estimate. Under two names, because ComfyUI's lower estimate is told one of each."""
 SDXL_VAE = "For OmniGen use the SDXL VAE."
 DEVICE_SHARE, RAM_SHARE = 0.6, 0.4
 """Parts of the free memory the cache may take; the rest is the evaluation's and other programs'."""
@@ -53,8 +55,8 @@ class PrefixCondition(comfy.conds.CONDRegular):
         return self.cond
 
     def size(self) -> list[int]:
-        """Shape for ComfyUI's memory estimate: all prefix tokens in a row."""
-        return [1, 1, sum(prefix.length for prefix in self.cond)]
+        """Shape for ComfyUI's memory estimate: how many prefixes, and the tokens of one."""
+        return [len(self.cond), 1, self.cond[0].length]
 
 
 def placement(size: int, device: torch.device) -> torch.device | None:
@@ -194,28 +196,33 @@ class OmniGenModel(comfy.model_base.BaseModel):
             ids, [(latent.shape[-2] // patch, latent.shape[-1] // patch) for latent in latents]
         )
         check_named(latents, len({slot.image for slot in tokens.slots}))
-        count = math.lcm(*(len(latent) for latent in latents))
         prefixes = tuple(
             make_prefix(tokens, [latent[item % len(latent)][None] for latent in latents]).to(kwargs["device"])
-            for item in range(count)
+            for item in range(num_prefixes(latents))
         )
         return {"prefixes": PrefixCondition(prefixes)}
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """The same shapes before the run, for the estimate that decides what stays loaded."""
-        return {"prefixes": [1, 1, checked_ids(kwargs.get("cross_attn")).numel()]}
+        length = checked_ids(kwargs.get("cross_attn")).numel()
+        count = num_prefixes(kwargs.get("reference_latents") or [])
+        return {TOGETHER if count == 1 else ONE_BY_ONE: [count, 1, length]}
 
     def memory_required(
         self, input_shape: Sequence[int], cond_shapes: dict[str, list] | None = None, **kwargs: Any
     ) -> float:
-        """Bytes one evaluation needs beside the weights, references and their cache counted."""
-        patch = self.diffusion_model.config.patch_size
-        target = input_shape[0] * math.prod(side // patch + 1 for side in input_shape[-2:])
-        lengths = [shape[-1] for shape in (cond_shapes or {}).get("prefixes", [])]
-        dtype = self.manual_cast_dtype or self.get_dtype()
+        """Bytes one evaluation needs beside the weights, references and their cache counted.
+
+        One prefix serves the whole batch at once; of several, each runs alone with its picture.
+        """
         config = self.diffusion_model.config
-        rows = target + max(lengths, default=0) * input_shape[0]
-        return rows * activation_bytes(config, dtype) + self.kept_bytes(sum(lengths), dtype)
+        target = math.prod(side // config.patch_size + 1 for side in input_shape[-2:])
+        told = cond_shapes or {}
+        shapes = [*told.get(TOGETHER, []), *told.get(ONE_BY_ONE, [])] or [[1, 1, 0]]
+        rows = max((input_shape[0] if count == 1 else 1) * (target + length) for count, _, length in shapes)
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        kept = sum(count * length for count, _, length in shapes)
+        return rows * activation_bytes(config, dtype) + self.kept_bytes(kept, dtype)
 
     def kept_bytes(self, length: int, dtype: torch.dtype) -> int:
         """What the prefix cache is going to hold of `length` tokens under the loader's settings."""
@@ -225,6 +232,11 @@ class OmniGenModel(comfy.model_base.BaseModel):
         item_size = comfy.model_management.dtype_size(dtype)
         size = bytes_per_token(self.diffusion_model.config, item_size, settings.eight_bit)
         return min(length * size, settings.max_bytes)
+
+
+def num_prefixes(reference_latents: Sequence[Tensor]) -> int:
+    """How many prefixes one conditioning makes: batches of several sizes meet in every pair."""
+    return math.lcm(*(len(latent) for latent in reference_latents))
 
 
 def activation_bytes(config: OmniGenConfig, dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""fp8 weights, partly loaded weights and previews of the OmniGen MODEL."""
+"""fp8 weights, partly loaded weights, previews and the memory estimate of the OmniGen MODEL."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ def folder(tmp_path_factory):
     return write_official(tmp_path_factory.mktemp("omnigen"), tiny_config())
 
 
-def load(folder, weight_dtype="fp32"):
+def load(folder, weight_dtype="fp32", **settings):
+    from pack.dit.omnigen.prefix_cache import CacheSettings
     from pack.model_loaders.omnigen import load_omnigen
 
-    return load_omnigen(folder, weight_dtype)
+    return load_omnigen(folder, weight_dtype, CacheSettings(**settings))
 
 
 def velocity(model, processor, sigma=0.6):
@@ -68,3 +69,42 @@ def test_a_controlnet_is_refused(folder):
     network = load(folder)[0].model.diffusion_model
     with pytest.raises(ValueError, match="OmniGen has no ControlNets"):
         network(torch.zeros(1, 4, 4, 4), torch.ones(1), control={}, prefixes=())
+
+
+def conditioning(processor, batch):
+    """Words alone for a batch of 0, else an edit of that many pictures of 64 x 64 px."""
+    tag = "<img><|image_1|></img> with a hat" if batch else "ugly"
+    ids = processor.tokenize(tag, [(64, 64)] * (batch > 0)).as_tensor()
+    return {"cross_attn": ids, "reference_latents": [torch.zeros(batch, 4, 8, 8)] if batch else []}
+
+
+def test_pictures_edited_one_by_one_are_estimated_as_one(folder):
+    from comfy.sampler_helpers import estimate_memory
+
+    model, processor = load(folder, max_bytes=0)
+
+    def estimates(batch, *counts):
+        conds = [conditioning(processor, count) for count in counts]
+        shape = [batch, 4, 16, 16]
+        for condition in conds:
+            given = model.model.extra_conds(**condition, noise=torch.zeros(shape), device=torch.device("cpu"))
+            (told,) = model.model.extra_conds_shapes(**condition).values()
+            assert given["prefixes"].size() == told
+        return estimate_memory(model, shape, {"positive": conds})
+
+    edit, words = estimates(1, 1)[1], [estimates(batch, 0)[1] for batch in (1, 8, 16)]
+    assert words[1] == 8 * words[0] > edit
+    assert estimates(8, 8) == (edit, edit)
+    assert estimates(8, 4, 8) == (edit, edit)
+    # The words of the negative serve the whole batch at once, and one picture all its variations.
+    assert estimates(8, 8, 0) == (words[2], words[1])
+    assert estimates(8, 1)[1] == 8 * edit
+
+
+def test_every_edited_picture_is_kept(folder):
+    model = load(folder)[0]
+    without = load(folder, max_bytes=0)[0]
+    shapes = {"prefixes": [[8, 1, 100]], "prefixes_one_by_one": [[4, 1, 10]]}
+    kept, none = (each.model.memory_required([8, 4, 16, 16], cond_shapes=shapes) for each in (model, without))
+    # 2 layers, 4 heads, keys and values of 8 fp32 channels.
+    assert kept - none == pytest.approx(840 * 2 * 2 * 4 * 32)
