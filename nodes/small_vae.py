@@ -26,7 +26,7 @@ from .training_inputs import (
     run_outputs,
 )
 from .training_job import make_job
-from .training_results import best_export, copy_whole, publish_folder, require_free, result_state
+from .training_results import publish_export, require_free, result_state
 from .training_run import CONTINUE, chosen_name
 from .types import CATEGORY
 
@@ -157,7 +157,7 @@ class TrainVAE(io.ComfyNode):
         )
         require_free(FOLDER, settings.name)
         run = make_job(settings, dataset).run()
-        name = publish_folder(run, FOLDER, lambda target: copy_whole(best_export(run.folder), target))
+        name = publish_export(run, FOLDER)
         return io.NodeOutput(name, run, open_small_vae(model_folder(FOLDER, name)))
 
 

@@ -46,11 +46,9 @@ from .training_inputs import (
 )
 from .training_job import make_job
 from .training_results import (
-    best_export,
-    copy_network,
     lora_name,
-    publish_folder,
     publish_lora,
+    publish_network,
     require_free,
     result_state,
 )
@@ -264,7 +262,7 @@ class TrainDreamOmni(io.ComfyNode):
         settings = with_changed_region(settings, optional.get("changed_region", "mask"))
         require_free("dreamomni", settings.name)
         run = make_job(settings, dataset, vlm=vlm, vae=optional.get("vae")).run()
-        name = publish_folder(run, "dreamomni", lambda target: copy_network(best_export(run.folder), target))
+        name = publish_network(run)
         return io.NodeOutput(name, run)
 
 

@@ -13,13 +13,15 @@ import folder_paths
 from ..dit.dreamomni.storage import CONFIG, read_json
 from ..training.checkpoint import checkpoint_steps
 from ..training.config import check_run_name
-from ..training.files import flush_to_disk, temporary_beside, whole_folder, write_text
+from ..training.files import flush_to_disk, temporary_beside, whole_folder, write_json, write_text
 from ..training.trainer import CHECKPOINTS, EXPORTS
 from .fingerprints import UNKNOWN
 from .own_writes import OWN_WRITES
 from .training_run import CONTINUE, FRESH, TrainingRun, runs_root
 
 log = logging.getLogger("dreamomni")
+PUBLISHED = "published.json"
+"""In the folder of a run: the names that it has written into its folder of models so far."""
 
 
 def best_export(folder: Path) -> Path:
@@ -34,7 +36,7 @@ def publish_lora(run: TrainingRun) -> str:
     """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
     name = lora_name(run.folder.name)
     target = published_folder("loras", name)
-    copy_whole(best_export(run.folder), target)
+    copy_file(best_export(run.folder), target)
     OWN_WRITES.wrote(target)
     return name
 
@@ -62,12 +64,36 @@ def require_free(key: str, name: str, run: str | None = None) -> None:
         )
 
 
-def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], None]) -> str:
-    """Have `make` write models/<key>/<run name>; that name."""
-    target = published_folder(key, run.folder.name)
-    make(target)
+def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], object]) -> str:
+    """Have `make` write the new folder that becomes models/<key>/<run name>; that name.
+
+    What users have put into an older one stays. What the run has written there itself goes: weights that are
+    cut into other files this time would else be found beside the new ones.
+    """
+    target, record = published_folder(key, run.folder.name), run.folder / PUBLISHED
+    ours: list[str] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(target, keep=True, ours=ours) as partial:
+        make(partial)
+        write_json(record, sorted({*ours, *(path.name for path in partial.iterdir())}))
     OWN_WRITES.wrote(target)
     return target.name
+
+
+def publish_export(run: TrainingRun, key: str) -> str:
+    """Copy an exported folder to models/<key>/<run name>; that name."""
+    return publish_folder(run, key, lambda folder: shutil.copytree(best_export(run.folder), folder))
+
+
+def publish_network(run: TrainingRun) -> str:
+    """Copy an exported DreamOmni folder to models/dreamomni/<run name>; that name."""
+    older = published_folder("dreamomni", run.folder.name)
+
+    def make(folder: Path) -> None:
+        shutil.copytree(best_export(run.folder), folder)
+        keep_vae_name(older, folder)
+
+    return publish_folder(run, "dreamomni", make)
 
 
 def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) -> str:
@@ -80,13 +106,8 @@ def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) 
     return str(OWN_WRITES.changes(published_folder(key, lora_name(result) if key == "loras" else result)))
 
 
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file or folder so that the target is never half there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        with whole_folder(target) as partial:
-            shutil.copytree(source, partial)
-        return
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that the target is never half there."""
     partial = temporary_beside(target)
     try:
         shutil.copyfile(source, partial)
@@ -94,13 +115,6 @@ def copy_whole(source: Path, target: Path) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def copy_network(source: Path, target: Path) -> None:
-    """Copy an exported DreamOmni folder; what users have put into an older one stays, such as its VAE."""
-    with whole_folder(target, keep=True) as partial:
-        shutil.copytree(source, partial)
-        keep_vae_name(target, partial)
 
 
 def keep_vae_name(older: Path, newer: Path) -> None:

@@ -29,7 +29,7 @@ from .training_inputs import (
 from .training_job import make_job
 from .training_results import (
     best_export,
-    copy_whole,
+    publish_export,
     publish_folder,
     published_folder,
     require_free,
@@ -102,17 +102,16 @@ def teach(config: RunConfig, dataset: EditDataset, vlm: Any) -> TrainingRun:
     if base.resolve() == published_folder("vlm", config.name).resolve():
         raise ValueError(f"run {config.name!r} would overwrite the VLM it starts from; choose another name")
     run = make_job(config, dataset, vlm=vlm).run()
-    publish_folder(run, "vlm", lambda target: publish_vlm(run, base, target))
+    publish_vlm(run, base)
     return run
 
 
-def publish_vlm(run: TrainingRun, base: Path, target: Path) -> None:
-    """The trained folder, or the base with its LoRA merged in."""
+def publish_vlm(run: TrainingRun, base: Path) -> str:
+    """Put the trained folder, or the base with its LoRA merged in, into models/vlm; its name there."""
     export = best_export(run.folder)
     if export.is_dir():
-        copy_whole(export, target)
-    else:
-        merge_vlm(base, export, target)
+        return publish_export(run, "vlm")
+    return publish_folder(run, "vlm", lambda folder: merge_vlm(base, export, folder))
 
 
 def joint_name(run_name: str, resume: str, preset: str) -> str:

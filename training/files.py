@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,15 @@ def write_tensors(
 
 
 @contextmanager
-def whole_folder(folder: Path, keep: bool = False) -> Generator[Path]:
+def whole_folder(folder: Path, keep: bool = False, ours: Collection[str] = ()) -> Generator[Path]:
     """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise.
 
-    With `keep`, what the older folder has and the new one does not bring moves over.
+    With `keep`, what the older folder has and the new one does not bring moves over, but for names in `ours`.
     """
     folder = folder.resolve()  # a link stays, and the folder it leads to is replaced
     partial = folder.with_name(f".partial-{folder.name}")
     aside = folder.with_name(f".old-{folder.name}")
-    end_exchange(aside, folder, keep)  # a process was killed in the middle of one
+    end_exchange(aside, folder, keep, ours)  # a process was killed in the middle of one
     shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
@@ -78,14 +78,14 @@ def whole_folder(folder: Path, keep: bool = False) -> Generator[Path]:
         try:
             partial.rename(folder)
         finally:
-            end_exchange(aside, folder, keep)
+            end_exchange(aside, folder, keep, ours)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"{folder.name} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def end_exchange(aside: Path, folder: Path, keep: bool) -> None:
+def end_exchange(aside: Path, folder: Path, keep: bool, ours: Collection[str]) -> None:
     """Put the older folder back if no new one came, else take from it what is to be kept and delete it."""
     if not aside.exists():
         return
@@ -94,7 +94,7 @@ def end_exchange(aside: Path, folder: Path, keep: bool) -> None:
         return
     if keep:
         for entry in list(aside.iterdir()):
-            if not os.path.lexists(folder / entry.name):
+            if entry.name not in ours and not os.path.lexists(folder / entry.name):
                 entry.rename(folder / entry.name)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -167,45 +167,6 @@ def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_d
         assert best_export(networks.parent) == networks / name
 
 
-def files_of(folder: Path) -> dict[str, str]:
-    """Path below the folder -> text, of every file."""
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_network_is_replaced_and_what_users_put_beside_it_stays(models_dir: Path, output_dir: Path) -> None:
-    """As Train DreamOmni's page tells them to: a VAE in vae/, or its name in config.json."""
-    from pack.nodes.training_results import best_export, copy_network
-
-    export, published = output_dir / "run" / "exports" / "last", models_dir / "dreamomni" / "mine"
-    index = {"format": "dreamomni-1", "network": {}, "vlm": "vlm", "vae": "vae"}
-
-    def publish(weights: str, **parts: str) -> dict[str, str]:
-        texts = {"config.json": json.dumps(index), "dit.safetensors": weights, "vlm/config.json": "{}"}
-        for name, text in (texts | parts).items():
-            (export / name).parent.mkdir(parents=True, exist_ok=True)
-            (export / name).write_text(text)
-        copy_network(best_export(output_dir / "run"), published)
-        return files_of(published)
-
-    assert publish("1") == files_of(export)
-    own = {"vae/ae.safetensors": "vae", "loras/edit.safetensors": "lora", "notes.txt": "notes"}
-    for name, text in own.items():
-        (published / name).parent.mkdir(exist_ok=True)
-        (published / name).write_text(text)
-    assert publish("2") == files_of(export) | own
-    (published / "config.json").write_text(json.dumps(index | {"vae": "ae.safetensors"}))
-    found = publish("3")
-    assert json.loads(found.pop("config.json")) == index | {"vae": "ae.safetensors"}
-    assert found == {"dit.safetensors": "3", "vlm/config.json": "{}"} | own
-    (published / "config.json").write_text("{")
-    assert publish("4") == files_of(export) | own
-    (published / "config.json").write_text(json.dumps(index | {"vae": "ae.safetensors"}))
-    found = publish("5", **{"vae/vae.safetensors": "small"})
-    assert json.loads(found["config.json"]) == index, "the network's own VAE came with it"
-    assert found["vae/vae.safetensors"] == "small"
-    assert [entry.name for entry in published.parent.iterdir()] == ["mine"]
-
-
 def test_what_a_crash_leaves_is_no_adapter_to_choose(models_dir: Path, output_dir: Path) -> None:
     """A process that is killed between the copy and the rename leaves a file with no suffix of a model."""
     from pack.training.files import temporary_beside

@@ -20,12 +20,12 @@ def test_what_users_put_into_a_folder_outlives_any_stop_while_it_is_replaced(
 ) -> None:
     """The folder is moved aside, the new one in its place, then what only the older had: four renames."""
     folder = tmp_path / "mine"
-    for name in ("dit.safetensors", "vae/ae.safetensors", "loras/edit.safetensors"):
+    for name in ("dit.safetensors", "dit-1.safetensors", "vae/ae.safetensors", "loras/edit.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
 
     def fill() -> None:
-        with whole_folder(folder, keep=True) as partial:
+        with whole_folder(folder, keep=True, ours=["dit-1.safetensors"]) as partial:
             partial.mkdir()
             (partial / "dit.safetensors").write_text("new")
 
