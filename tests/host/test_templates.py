@@ -1,0 +1,48 @@
+"""What the notes of the shipped workflows promise: groups that may be muted, files, other nodes' names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pack.host.places import ROOT
+from pack.host.readme import NOTES
+
+WORKFLOWS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")
+}
+TITLE_HEIGHT = 30
+"""Pixels of a node's title, which the frontend counts to its size but not to its position."""
+
+
+def note_of(name: str) -> str:
+    """All notes of a workflow."""
+    nodes = WORKFLOWS[name]["nodes"]
+    return "\n".join(node["widgets_values"][0] for node in nodes if node["type"] in NOTES)
+
+
+def members(workflow: dict[str, Any], group: dict[str, Any]) -> set[int]:
+    """The nodes the frontend counts to a group: those whose centre is inside."""
+    x, y, width, height = group["bounding"]
+
+    def inside(node: dict[str, Any]) -> bool:
+        across = node["pos"][0] + node["size"][0] / 2
+        down = node["pos"][1] + (node["size"][1] - TITLE_HEIGHT) / 2
+        return x <= across < x + width and y <= down < y + height
+
+    return {node["id"] for node in workflow["nodes"] if inside(node)}
+
+
+def test_a_group_that_may_be_muted_takes_nothing_from_the_others() -> None:
+    told = {name: text for name in WORKFLOWS if "mute the groups" in (text := note_of(name))}
+    assert told
+    for name, text in told.items():
+        workflow = WORKFLOWS[name]
+        saved = {node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage"}
+        groups = {group["title"]: members(workflow, group) for group in workflow["groups"]}
+        muted = {title: nodes for title, nodes in groups.items() if nodes & saved}
+        assert saved <= set().union(*muted.values()), f"{name}: Save Image lies outside the groups"
+        assert [title for title in muted if f"*{title}*" not in text] == [], name
+        for title, nodes in muted.items():
+            leaving = [link for link in workflow["links"] if link[1] in nodes and link[3] not in nodes]
+            assert not leaving, f"{name}: without the group {title} these links lack their start: {leaving}"
