@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from pathlib import Path
 
+import pytest
 from pack.host.places import ROOT
+
+PAGES = ROOT / "web" / "docs"
+PRODUCT = ("dit", "host", "model_loaders", "nodes", "samplers", "training", "vlm")
 
 
 def section(title: str) -> str:
@@ -67,3 +73,55 @@ def test_what_references_cost_is_what_the_benchmarks_count() -> None:
     told = section("Good to know")
     assert f"{counted['1']} as long with one reference" in told
     assert f"{counted['3']} with three, {counted['5']} with five" in told
+
+
+def version(text: str) -> tuple[int, ...]:
+    """A version as numbers, to compare it."""
+    return tuple(int(part) for part in text.split("."))
+
+
+def promised_comfyui() -> str:
+    """The least ComfyUI that pyproject.toml asks for."""
+    found = re.search(
+        r'requires-comfyui = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    assert found is not None
+    return found[1]
+
+
+def texts(file: Path) -> list[str]:
+    """Every text in a source file, its parts joined as Python joins them."""
+    tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    return [node.value for node in tree if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_no_error_asks_for_a_newer_comfyui_than_the_pack_does() -> None:
+    files = [file for folder in PRODUCT for file in (ROOT / folder).rglob("*.py")]
+    asked = [found for file in files for text in texts(file) for found in asked_versions(text)]
+    pages = [
+        found for page in PAGES.glob("*.md") for found in asked_versions(page.read_text(encoding="utf-8"))
+    ]
+    assert asked and pages
+    assert max(map(version, asked + pages)) <= version(promised_comfyui())
+    assert f"ComfyUI {promised_comfyui()} or newer" in section("Install into your ComfyUI")
+
+
+def asked_versions(text: str) -> list[str]:
+    """The versions of ComfyUI that a text asks for."""
+    return re.findall(r"ComfyUI (?:to )?(\d+(?:\.\d+)+) or newer", text)
+
+
+@pytest.mark.host
+def test_the_host_of_the_tests_is_told_as_what_it_is() -> None:
+    from comfyui_version import __version__ as host
+
+    checked = section("What was checked, and what was not")
+    assert f"a commit shortly before {promised_comfyui()}, which still calls itself 0.3.75" in checked
+    # An older name than the promise: nothing at run time may compare the two.
+    assert version(host) >= version("0.3.75")
+
+
+def test_the_page_of_the_reference_cache_names_its_error_about_the_host() -> None:
+    errors = (PAGES / "DreamOmniReferenceCache.md").read_text(encoding="utf-8").partition("## Errors")[2]
+    row = next(line for line in errors.splitlines() if "this ComfyUI does not tell which block" in line)
+    assert f"Update ComfyUI to {promised_comfyui()} or newer" in row
