@@ -125,3 +125,9 @@ def test_the_page_of_the_reference_cache_names_its_error_about_the_host() -> Non
     errors = (PAGES / "DreamOmniReferenceCache.md").read_text(encoding="utf-8").partition("## Errors")[2]
     row = next(line for line in errors.splitlines() if "this ComfyUI does not tell which block" in line)
     assert f"Update ComfyUI to {promised_comfyui()} or newer" in row
+
+
+def test_the_readme_says_that_the_browser_gives_both_loras_one_name() -> None:
+    models = section("Models")
+    assert "A browser saves both LoRAs as `pytorch_lora_weights.safetensors`" in models
+    assert "rename the first before you fetch the second" in models

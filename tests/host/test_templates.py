@@ -46,3 +46,26 @@ def test_a_group_that_may_be_muted_takes_nothing_from_the_others() -> None:
         for title, nodes in muted.items():
             leaving = [link for link in workflow["links"] if link[1] in nodes and link[3] not in nodes]
             assert not leaving, f"{name}: without the group {title} these links lack their start: {leaving}"
+
+
+def renamed_files() -> list[tuple[str, str]]:
+    """Workflow and last part of the address, for each model that is loaded under another name."""
+    models = [
+        (name, model["url"].rpartition("/")[2], model["name"].rpartition("/")[2])
+        for name, workflow in WORKFLOWS.items()
+        for node in workflow["nodes"]
+        for model in node.get("properties", {}).get("models", [])
+    ]
+    return sorted({(name, fetched) for name, fetched, loaded in models if fetched != loaded})
+
+
+def test_a_note_names_what_the_browser_saves_where_the_graph_loads_another_name() -> None:
+    renamed = renamed_files()
+    assert len(renamed) == 6
+    for name, fetched in renamed:
+        text = note_of(name)
+        assert f"saves both as `{fetched}`" in text, name
+        assert "rename the first before you fetch the second" in text, name
+        tasks = {n["widgets_values"][0] for n in WORKFLOWS[name]["nodes"] if "ReferenceSet" in n["type"]}
+        other = "edit_lora" if tasks == {"generate"} else "generate_lora"
+        assert f"`{other}` may be *none*" in text, name
