@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 from pathlib import Path
@@ -125,6 +126,39 @@ def test_the_page_of_the_reference_cache_names_its_error_about_the_host() -> Non
     errors = (PAGES / "DreamOmniReferenceCache.md").read_text(encoding="utf-8").partition("## Errors")[2]
     row = next(line for line in errors.splitlines() if "this ComfyUI does not tell which block" in line)
     assert f"Update ComfyUI to {promised_comfyui()} or newer" in row
+
+
+@pytest.mark.parametrize(
+    ("page", "repository"),
+    [("DreamOmniLoadVLM", "xiabs/DreamOmni2"), ("DreamOmniLoadOmniGen", "Shitao/OmniGen-v1")],
+)
+def test_the_pages_of_folder_models_have_the_command_of_the_readme(page: str, repository: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    fetches = [line for line in readme.splitlines() if line.startswith(f"hf download {repository} ")]
+    command = next(line for line in fetches if "ComfyUI/models/loras" not in line)
+    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+    assert f"\n{command}\n" in text
+    assert portable_download(text) == portable_download(readme)
+
+
+def portable_download(text: str) -> str:
+    """The module that stands for `hf` where ComfyUI brings its own Python."""
+    found = re.search(r"`python_embeded\\python\.exe -s -m ([\w.]+)` in\s+place\s+of\s+`hf`", text)
+    assert found is not None
+    return found[1]
+
+
+def test_the_portable_command_is_one_that_the_hub_library_has(capsys, monkeypatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    module = importlib.import_module(portable_download(readme))
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    assert 'if __name__ == "__main__":\n    main()' in source
+    monkeypatch.setattr("sys.argv", ["hf", "download", "--help"])
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert not left.value.code
+    shown = capsys.readouterr().out
+    assert "--include" in shown and "--local-dir" in shown
 
 
 def test_the_readme_says_that_the_browser_gives_both_loras_one_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pack.host.places import ROOT
@@ -69,3 +70,17 @@ def test_a_note_names_what_the_browser_saves_where_the_graph_loads_another_name(
         tasks = {n["widgets_values"][0] for n in WORKFLOWS[name]["nodes"] if "ReferenceSet" in n["type"]}
         other = "edit_lora" if tasks == {"generate"} else "generate_lora"
         assert f"`{other}` may be *none*" in text, name
+
+
+def commands() -> dict[str, str]:
+    """Repository -> README's command that fetches it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^(hf download (\S+).*--local-dir ComfyUI/models/(?!loras)\S+)$", text, re.MULTILINE)
+    return {repository: command for command, repository in found}
+
+
+def test_notes_of_omnigen_and_of_the_vlm_say_how_their_folder_is_fetched() -> None:
+    fetch = commands()
+    for name in (*(name for name in WORKFLOWS if name.startswith("omnigen-")), "rewrite-then-edit"):
+        repository = "xiabs/DreamOmni2" if name == "rewrite-then-edit" else "Shitao/OmniGen-v1"
+        assert f"`{fetch[repository]}`" in note_of(name), name
