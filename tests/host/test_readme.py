@@ -161,6 +161,17 @@ def test_the_portable_command_is_one_that_the_hub_library_has(capsys, monkeypatc
     assert "--include" in shown and "--local-dir" in shown
 
 
+def test_gguf_is_told_with_its_loader_and_its_limits() -> None:
+    models = section("Models")
+    assert "*Unet Loader (GGUF)* of the pack ComfyUI-GGUF in place of *Load Diffusion Model*" in models
+    assert "A GGUF cannot be trained on" in models
+    assert "nunchaku" in models
+    assert "GGUF was only run with a stand-in" in section("What was checked, and what was not")
+    page = (PAGES / "DreamOmniLoadKontext.md").read_text(encoding="utf-8")
+    assert "Any other loader" not in page
+    assert "*Unet Loader (GGUF)*" in page and "nunchaku" in page
+
+
 def test_the_readme_says_that_the_browser_gives_both_loras_one_name() -> None:
     models = section("Models")
     assert "A browser saves both LoRAs as `pytorch_lora_weights.safetensors`" in models

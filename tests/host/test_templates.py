@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from pack.host.places import ROOT
 from pack.host.readme import NOTES
 
@@ -70,6 +71,13 @@ def test_a_note_names_what_the_browser_saves_where_the_graph_loads_another_name(
         tasks = {n["widgets_values"][0] for n in WORKFLOWS[name]["nodes"] if "ReferenceSet" in n["type"]}
         other = "edit_lora" if tasks == {"generate"} else "generate_lora"
         assert f"`{other}` may be *none*" in text, name
+
+
+@pytest.mark.parametrize("name", sorted(WORKFLOWS))
+def test_a_note_that_offers_gguf_names_the_pack_and_the_node(name: str) -> None:
+    text = note_of(name)
+    if "GGUF" in text:
+        assert "*Unet Loader (GGUF)* of the pack ComfyUI-GGUF in place of *Load Diffusion Model*" in text
 
 
 def commands() -> dict[str, str]:
