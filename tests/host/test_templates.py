@@ -92,3 +92,12 @@ def test_notes_of_omnigen_and_of_the_vlm_say_how_their_folder_is_fetched() -> No
     for name in (*(name for name in WORKFLOWS if name.startswith("omnigen-")), "rewrite-then-edit"):
         repository = "xiabs/DreamOmni2" if name == "rewrite-then-edit" else "Shitao/OmniGen-v1"
         assert f"`{fetch[repository]}`" in note_of(name), name
+
+
+def test_a_region_of_a_camera_photo_is_told_to_be_cropped_first() -> None:
+    page = (ROOT / "web" / "docs" / "DreamOmniReferenceConditioning.md").read_text(encoding="utf-8")
+    tip = page.partition("## Tip: change only a region")[2].partition("\n## ")[0]
+    for text in (note_of("edit-region"), " ".join(tip.split())):
+        assert "about one megapixel" in text
+        told = [node for node in ("Image Crop", "CropMask", "ImageCompositeMasked") if f"*{node}*" in text]
+        assert len(told) == 3, told

@@ -259,3 +259,19 @@ def test_the_region_workflow_changes_nothing_outside_the_mask(monkeypatch: pytes
     region = mask[0].bool()
     assert torch.equal(composite[0][~region], source[0][~region])
     assert bool((composite[0][region] == 1).all())
+
+
+def test_a_part_of_a_photo_is_cropped_and_pasted_back_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=None))
+    from comfy_extras.nodes_images import ImageCrop
+    from comfy_extras.nodes_mask import CropMask, ImageCompositeMasked
+
+    photo, mask, place = picture(80, 60), torch.rand(1, 60, 80), {"x": 24, "y": 8}
+    part = ImageCrop().crop(photo, 32, 40, **place)[0]
+    mask_of_part = CropMask().crop(mask, width=32, height=40, **place)[0]
+    assert part.shape[1:3] == mask_of_part.shape[1:] == (40, 32)
+    paste = ImageCompositeMasked().composite
+    assert torch.equal(paste(photo, part, **place, resize_source=False)[0], photo)
+    changed = paste(photo, part + 1, **place, resize_source=False)[0]
+    assert torch.equal(changed[:, 8:48, 24:56], part + 1)
+    assert int((changed != photo).any(-1).sum()) == 32 * 40
