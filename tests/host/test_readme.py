@@ -176,3 +176,11 @@ def test_the_readme_says_that_the_browser_gives_both_loras_one_name() -> None:
     models = section("Models")
     assert "A browser saves both LoRAs as `pytorch_lora_weights.safetensors`" in models
     assert "rename the first before you fetch the second" in models
+
+
+def test_the_menu_entry_that_frees_models_is_called_as_the_frontend_calls_it() -> None:
+    page = (PAGES / "DreamOmniLoadVLM.md").read_text(encoding="utf-8")
+    assert "*Edit > Unload Models*" in page
+    frontend = pytest.importorskip("comfyui_frontend_package")
+    scripts = (Path(frontend.__file__).parent / "static" / "assets").glob("index-*.js")
+    assert any('label:"Unload Models"' in script.read_text(encoding="utf-8") for script in scripts)

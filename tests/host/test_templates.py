@@ -94,6 +94,12 @@ def test_notes_of_omnigen_and_of_the_vlm_say_how_their_folder_is_fetched() -> No
         assert f"`{fetch[repository]}`" in note_of(name), name
 
 
+def test_the_note_of_the_rewriting_is_about_the_task_not_about_code() -> None:
+    text = note_of("rewrite-then-edit")
+    assert "suffix" not in text
+    assert "tells the VLM which of the two it writes for" in text
+
+
 def test_a_region_of_a_camera_photo_is_told_to_be_cropped_first() -> None:
     page = (ROOT / "web" / "docs" / "DreamOmniReferenceConditioning.md").read_text(encoding="utf-8")
     tip = page.partition("## Tip: change only a region")[2].partition("\n## ")[0]
