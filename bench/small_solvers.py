@@ -19,7 +19,8 @@ from ..training.evaluation.rules import Judge
 from ..training.families.base import Batch
 from ..training.families.dreamomni_vlm import TrainedPair
 from ..training.recipes.editor import FolderEditor, Sampling, canvas, case_noise, question, read_recipe
-from ..training.recipes.small import BASE_TASKS, LORA_TASKS, RECIPE, SmallRecipe
+from ..training.recipes.small import RECIPE, SmallRecipe
+from ..training.recipes.small_tasks import BASE_TASKS, LORA_TASKS
 from .harness import Table
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "small"

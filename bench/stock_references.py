@@ -20,7 +20,7 @@ from ..dit.dreamomni.layers import scaled_dot_product
 from ..dit.dreamomni.network import DreamOmniNetwork
 from ..training.evaluation.cases import GROUPS, Case, held_out_cases
 from ..training.recipes.editor import Sampling, read_recipe
-from ..training.recipes.small import LORA_TASKS
+from ..training.recipes.small_tasks import LORA_TASKS
 from .harness import Table
 from .small_solvers import MODEL, Solved, right_share
 

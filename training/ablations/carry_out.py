@@ -19,8 +19,8 @@ from ..files import file_sha256, write_json
 from ..launch import TrainingError
 from ..process import chosen_device
 from ..recipes.loading import add_lora, load_trained
-from ..recipes.small import Weighted
 from ..recipes.small_run import LORAS, Train, encode_for
+from ..recipes.small_tasks import Weighted
 from ..recipes.small_vlm import ensure_small_vlm
 from ..run_file import RunFile, run_lock
 from ..session import Session

@@ -16,7 +16,7 @@ import torch
 from ..evaluation.run import Evaluation, evaluate
 from ..launch import TrainingError
 from ..recipes.editor import SWITCHES, FolderEditor, judged_models
-from ..recipes.small import LORA_TASKS
+from ..recipes.small_tasks import LORA_TASKS
 from .carry_out import Workplace, all_results, finish_free
 from .report import write_report
 from .variants import Budget, jobs_of

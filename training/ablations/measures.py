@@ -25,7 +25,8 @@ from ..families.dreamomni import PROMPT_PARTS
 from ..families.dreamomni_vlm import TrainedPair
 from ..objective import expanded, noised
 from ..recipes.editor import FolderEditor
-from ..recipes.small import SmallRecipe, Weighted
+from ..recipes.small import SmallRecipe
+from ..recipes.small_tasks import Weighted
 from ..synthesis.config import SynthesisConfig
 from ..synthesis.render import Canvas
 from ..timesteps import slot_generator

@@ -12,7 +12,8 @@ from pathlib import Path
 from ...dit.positions import PositionScheme
 from ..config import AdapterConfig, ObjectiveConfig, RunConfig, ValidationConfig
 from ..drawn import DrawnSamples
-from ..recipes.small import EASY_SCENES, LORA_TASKS, SmallRecipe, Weighted
+from ..recipes.small import SmallRecipe
+from ..recipes.small_tasks import EASY_SCENES, LORA_TASKS, Weighted
 from ..recipes.small_vlm import SmallVLMConfig
 
 EDIT_TASKS: Weighted = (("add", 1.0), ("remove", 1.0), ("replace", 1.0), ("recolour", 1.0))

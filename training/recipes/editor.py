@@ -31,7 +31,8 @@ from ..synthesis.config import SynthesisConfig
 from ..synthesis.render import Canvas
 from ..timesteps import slot_generator
 from .loading import add_lora, load_trained, plain_sample
-from .small import LORA_TASKS, RECIPE, SmallRecipe
+from .small import RECIPE, SmallRecipe
+from .small_tasks import LORA_TASKS
 
 BASE = "none"
 SOLVER, SCHEDULE = "euler", "fixed"

@@ -28,7 +28,8 @@ from ..run_file import RunFile
 from ..synthesis.generate import Job, generate
 from ..trainer import EXPORTS, RunFolder
 from .loading import load_trained, plain_sample
-from .small import LORA_TASKS, RECIPE, SmallRecipe
+from .small import RECIPE, SmallRecipe
+from .small_tasks import LORA_TASKS
 from .small_vlm import ensure_small_vlm
 
 log = logging.getLogger("dreamomni")

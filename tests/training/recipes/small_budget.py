@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from pack.training.families import load_family
-from pack.training.recipes.small import BASE_TASKS, Refinement, SmallRecipe
+from pack.training.recipes.small import Refinement, SmallRecipe
+from pack.training.recipes.small_tasks import BASE_TASKS
 from pack.training.recipes.small_vlm import SmallVLMConfig
 from pack.training.run_file import RunFile
 from pack.training.session import Session

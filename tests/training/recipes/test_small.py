@@ -16,7 +16,8 @@ from pack.training.families import load_family
 from pack.training.launch import TrainingError
 from pack.training.recipes import small_run
 from pack.training.recipes.repeat import check_repeat
-from pack.training.recipes.small import BASE_TASKS, LORA_TASKS, Refinement, SmallRecipe
+from pack.training.recipes.small import Refinement, SmallRecipe
+from pack.training.recipes.small_tasks import BASE_TASKS, LORA_TASKS
 from pack.training.recipes.small_vlm import SmallVLMConfig, write_small_vlm
 from pack.training.synthesis.config import TASK_WEIGHTS
 from pack.vlm.inputs import build_inputs, image_token_id
