@@ -19,6 +19,7 @@ from ..training.synthesis.samples import Sample, Synthesizer
 from ..training.synthesis.writers import FORMATS
 from .dataset_folders import dataset_names, find_dataset, input_folder, new_dataset_folder
 from .fingerprints import dataset_state, input_folder_state
+from .notes import show_note
 from .own_writes import OWN_WRITES
 from .pictures import image_of
 from .progress import progress_reporter
@@ -241,6 +242,7 @@ class LoadDataset(io.ComfyNode):
                 ),
             ],
             outputs=[Dataset.Output("dataset", display_name="dataset", tooltip="For preview and training.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -252,6 +254,7 @@ class LoadDataset(io.ComfyNode):
         dataset = open_dataset(find_dataset(name))
         report = progress_reporter(len(dataset))
         dataset.check(lambda done: report(done, None))
+        show_note(cls, f"samples: {len(dataset)}. {dataset.left_out}".rstrip())
         return io.NodeOutput(dataset)
 
 

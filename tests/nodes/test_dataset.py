@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,30 @@ def test_a_dataset_of_ones_own_is_checked_when_it_is_opened(folders: Path) -> No
     assert len(LoadDataset.execute("own").args[0]) == 2
     (place / "data.jsonl").write_text(json.dumps(lines[0]))
     assert LoadDataset.fingerprint_inputs("own") != before
+
+
+def test_pictures_of_kinds_that_are_not_read_are_told(
+    folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pack.nodes.dataset import LoadDataset
+
+    place = folders / "input" / "dreamomni" / "datasets" / "photos"
+    for name in ("target/a.HEIC", "target/b.heic", "control/b.gif", "control/b.txt", "raw.dng"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"")
+    unread = r"pictures are not read: 1 \.gif, 2 \.heic\. Save them as PNG or JPEG\."
+    with pytest.raises(ValueError, match=rf"holds no dataset: .*{unread}"):
+        LoadDataset.execute("photos")
+    for name in ("target/b.png", "control/b.png"):
+        Image.new("RGB", (8, 8)).save(place / name)
+    (place / "target" / "b.txt").write_text("Make it blue.")
+    with caplog.at_level("INFO", logger="dreamomni"):
+        assert len(LoadDataset.execute("photos").args[0]) == 1
+        for name in ("target/a.HEIC", "target/b.heic", "control/b.gif"):
+            (place / name).unlink()
+        LoadDataset.execute("photos")
+    assert re.fullmatch(rf"samples: 1\. Left out, as these kinds of {unread}", caplog.messages[0])
+    assert caplog.messages[1:] == ["samples: 1."]
 
 
 def test_every_dataset_that_is_offered_is_opened(folders: Path) -> None:

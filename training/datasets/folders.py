@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 
-from .records import IMAGE_SUFFIXES, Picture, SampleRecord, words_of
+from .records import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Picture, SampleRecord, words_of
 
 TARGET_FOLDERS = ("target", "targets", "images", "image", "img")
 NUMBERED = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")
@@ -25,21 +26,36 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
+def unread_in(folders: list[Path]) -> Counter[str]:
+    """How many picture files of the folders are of a kind that is not read, by ending."""
+    endings = (path.suffix.lower() for folder in folders for path in folder.iterdir())
+    return Counter(ending for ending in endings if ending in UNREAD_SUFFIXES)
+
+
+def told_unread(unread: Counter[str]) -> str:
+    """What is left out and what to do, in words; empty where nothing is."""
+    if not unread:
+        return ""
+    kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
+    return f"Left out, as these kinds of pictures are not read: {kinds}. Save them as PNG or JPEG."
+
+
 class FolderRecords:
     """Samples of a folder of targets, captions and control pictures; only names are kept in memory."""
 
     def __init__(self, folder: Path) -> None:
         target_folder = next((folder / name for name in TARGET_FOLDERS if (folder / name).is_dir()), folder)
         self._targets = pictures_in(target_folder)
+        places = sorted(
+            path for path in folder.iterdir() if path.is_dir() and path.name.startswith("control")
+        )
+        self.left_out = told_unread(unread_in([target_folder, *places]))
         if not self._targets:
             raise ValueError(
                 f"{folder} holds no dataset: no .tar shards, no .jsonl file and no pictures. Put targets and "
                 f"captions (cat.png, cat.txt) into {folder / 'target'} and their sources into "
-                f"{folder / 'control'}."
+                f"{folder / 'control'}. {self.left_out}".strip()
             )
-        places = sorted(
-            path for path in folder.iterdir() if path.is_dir() and path.name.startswith("control")
-        )
         self._places = places
         self._controls = self._match(places)
 

@@ -14,6 +14,11 @@ MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; 8000 x 8000 px. Larger ones are refused before any pixel is read."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+CAMERA_SUFFIXES = frozenset({".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"})
+UNREAD_SUFFIXES = CAMERA_SUFFIXES | {
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".gif", ".psd", ".svg",
+}  # fmt: skip
+"""Pictures, too, of kinds that are not read: telephones and cameras write them."""
 
 
 def words_of(data: bytes, where: str) -> str:
