@@ -32,6 +32,7 @@ from pack.training.presets import Overrides, dreamomni_run, lora_run, parse_stag
 from pack.training.report import best_held_out, run_summary
 from pack.training.samples import split_held_out
 from pack.training.trainer import RunFolder, require_resumable
+from safetensors.torch import load_file
 
 from tests.training.toy import toy_config, toy_place, toy_samples, toy_trainer
 
@@ -156,6 +157,22 @@ def test_other_samples_or_another_base_are_refused(tmp_path: Path, which: str) -
     ):
         again.run()
     assert checkpoint_steps(place.checkpoints) == [2]
+
+
+def test_a_cancelled_run_ends_where_it_is_when_asked_for_no_more_steps(tmp_path: Path) -> None:
+    """What the help page promises those who like what they see before the end."""
+    place = toy_place(tmp_path)
+    whole = toy_config(steps=20, validation=ValidationConfig(every=7))
+    stopped, _ = toy_trainer(whole, place, stop_at=5)
+    assert stopped.run() == "cancelled"
+    last = place.folder / "exports" / "last.safetensors"
+    weights = load_file(last)
+    shorter = toy_config(steps=5, validation=ValidationConfig(every=1))
+    again, events = toy_trainer(shorter, place)
+    assert again.run() == "finished"
+    assert not [event for event in events if event["event"] == "step"]
+    assert weights.keys() == load_file(last).keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(last).items())
 
 
 def test_a_finished_run_still_knows_its_samples(tmp_path: Path) -> None:
