@@ -36,6 +36,14 @@ FOLDER = "dreamomni_vae"
 NEW = "a new one"
 SIZES = SmallVAEConfig()
 DOWNSCALES = ("4", "8")
+USUAL = {
+    "steps": "4000",
+    "learning_rate": "1e-3",
+    "batch_size": "16",
+    "gradient_accumulation": "1",
+    "resolution": "128",
+}
+"""What a 0 stands for, as tooltips say it."""
 WIDEST = 3
 """The narrowest resolution has at most this many times the channels of the full one; chosen."""
 
@@ -118,7 +126,7 @@ class TrainVAE(io.ComfyNode):
                     optional=True,
                     tooltip="Train a new one of the sizes above, or go on from a trained one and its sizes.",
                 ),
-                *[i for i in override_inputs() if i.id not in ("rank", "precision")],
+                *override_inputs(USUAL),
                 resume_input(),
             ],
             outputs=[

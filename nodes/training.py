@@ -142,7 +142,11 @@ class TrainLoRA(io.ComfyNode):
                 resume_input(),
                 processes_input(),
                 number(
-                    io.Int, "translator_steps", "Joint preset: steps of the prompt translator.", max=1_000_000
+                    io.Int,
+                    "translator_steps",
+                    "Joint preset: steps of the prompt translator.",
+                    "500",
+                    max=1_000_000,
                 ),
                 changed_region_input(EVEN),
                 optimizer_input(),
@@ -221,7 +225,8 @@ class TrainDreamOmni(io.ComfyNode):
                     "stages",
                     multiline=True,
                     default="",
-                    tooltip="A line per stage: resolution batch learning_rate steps. Empty: as usual.",
+                    tooltip="A line per stage: resolution batch learning_rate steps. Empty: those of the "
+                    "config, listed in this node's help.",
                 ),
                 node_input(Vlm, "vlm", optional=True, tooltip="Reads prompts and pictures; stays as it is."),
                 node_input(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,34 +16,35 @@ from .types import CATEGORY, Dataset, Run
 
 STAGE_CATEGORY = f"{CATEGORY}/train"
 FROM_PRESET = "as the preset"
+BY_PRESET = "as the preset says"
 MAX_SEED = 2**63 - 1
+NUMBERS: tuple[tuple[Any, str, str, dict[str, Any]], ...] = (
+    (io.Int, "steps", "Optimizer steps.", {"max": 1_000_000}),
+    (io.Float, "learning_rate", "Rate of the optimizer.", {"max": 1.0, "step": 1e-7, "round": 1e-9}),
+    (io.Int, "rank", "Rank of the LoRA; alpha is set equal to it.", {"max": 1024}),
+    (io.Int, "batch_size", "Samples computed at once; costs memory.", {"max": 256}),
+    (io.Int, "gradient_accumulation", "Batches added up to one optimizer step.", {"max": 1024}),
+    (io.Int, "resolution", "Side of a square with the area trained at, in pixels.", {"max": 2048}),
+)
+"""Kind, name, tooltip and bounds of the numbers that take the place of a preset's."""
 
 
-def number(kind: Any, name: str, tooltip: str, **bounds: Any) -> io.Input:
-    """An optional number whose 0 means the preset's value."""
-    return node_input(
-        kind, name, default=0, min=0, optional=True, tooltip=f"{tooltip} 0: as the preset says.", **bounds
-    )
+def number(kind: Any, name: str, tooltip: str, zero: str = BY_PRESET, **bounds: Any) -> io.Input:
+    """An optional number; `zero` says which value its 0 stands for."""
+    return node_input(kind, name, default=0, min=0, optional=True, tooltip=f"{tooltip} 0: {zero}.", **bounds)
 
 
-def override_inputs() -> list[io.Input]:
-    """Optional settings that take the place of the preset's."""
+def override_inputs(usual: Mapping[str, str] | None = None) -> list[io.Input]:
+    """Optional settings in the place of the preset's, or of the `usual` ones of a node without presets."""
+    words = dict.fromkeys((field.name for field in dataclasses.fields(Overrides)), BY_PRESET)
+    words = words if usual is None else dict(usual)
     return [
-        number(io.Int, "steps", "Optimizer steps.", max=1_000_000),
-        number(io.Float, "learning_rate", "Rate of the optimizer.", max=1.0, step=1e-7, round=1e-9),
-        number(io.Int, "rank", "Rank of the LoRA; alpha is set equal to it.", max=1024),
-        number(io.Int, "batch_size", "Samples computed at once; costs memory.", max=256),
-        number(io.Int, "gradient_accumulation", "Batches added up to one optimizer step.", max=1024),
-        number(io.Int, "resolution", "Side of a square with the area trained at, in pixels.", max=2048),
-        node_input(
-            io.Combo,
-            "precision",
-            options=[FROM_PRESET, *PRECISIONS],
-            default=FROM_PRESET,
-            optional=True,
-            tooltip="How the frozen base is held: fp8 and int8 take half of bf16, nf4 a quarter (needs "
-            "bitsandbytes). The trained weights are always fp32.",
+        *(
+            number(kind, name, tooltip, words[name], **bounds)
+            for kind, name, tooltip, bounds in NUMBERS
+            if name in words
         ),
+        *([precision_input(words["precision"])] if "precision" in words else []),
         node_input(
             io.Int,
             "seed",
@@ -54,6 +56,20 @@ def override_inputs() -> list[io.Input]:
             tooltip="Fixes start weights, order, noise and dropout.",
         ),
     ]
+
+
+def precision_input(usual: str) -> io.Input:
+    """How the frozen base is held; where there is no preset its first choice stands for `usual`."""
+    first = "" if usual == BY_PRESET else f" There is no preset here: '{FROM_PRESET}' is {usual}."
+    return node_input(
+        io.Combo,
+        "precision",
+        options=[FROM_PRESET, *PRECISIONS],
+        default=FROM_PRESET,
+        optional=True,
+        tooltip="How the frozen base is held: fp8 and int8 take half of bf16, nf4 a quarter (needs "
+        f"bitsandbytes). The trained weights are always fp32.{first}",
+    )
 
 
 def resume_input() -> io.Input:

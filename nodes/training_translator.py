@@ -40,6 +40,15 @@ from .types import Vlm
 
 TAUGHT = "taught.json"
 METHODS = ("lora", "full")
+USUAL = {
+    "steps": "500",
+    "learning_rate": "1e-4, with full 1e-5",
+    "rank": "64",
+    "batch_size": "1",
+    "gradient_accumulation": "8",
+    "precision": "bf16",
+}
+"""What a 0 stands for, as tooltips say it."""
 
 
 class TrainVLM(io.ComfyNode):
@@ -68,7 +77,7 @@ class TrainVLM(io.ComfyNode):
                     default=METHODS[0],
                     tooltip="lora: small, merged at the end. full: all language weights, 16 bytes each.",
                 ),
-                *[i for i in override_inputs() if i.id != "resolution"],
+                *override_inputs(USUAL),
                 resume_input(),
             ],
             outputs=run_outputs("vlm_name", "Folder in models/vlm."),
