@@ -46,6 +46,16 @@ class TaskLoRA(io.ComfyNode):
                     round=0.001,
                     tooltip="1 is what the LoRAs were trained for, 0 switches them off.",
                 ),
+                node_input(
+                    io.Boolean,
+                    "source_alone",
+                    default=True,
+                    optional=True,
+                    label_on="edit LoRA on",
+                    label_off="edit LoRA off",
+                    tooltip="When image_1 is the only image of an edit. Off: as DreamOmni2 does, the model "
+                    "edits it by itself. On: for LoRAs trained on such edits.",
+                ),
             ],
             outputs=[io.Model.Output("model_out", display_name="model")],
             hidden=[io.Hidden.unique_id],
@@ -59,10 +69,16 @@ class TaskLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, references: ReferenceSet, edit_lora: str, generate_lora: str, strength: float
+        cls,
+        model: Any,
+        references: ReferenceSet,
+        edit_lora: str,
+        generate_lora: str,
+        strength: float,
+        source_alone: bool = True,
     ) -> io.NodeOutput:
         name = {Task.EDIT: edit_lora, Task.GENERATE: generate_lora}[references.task]
-        if reason := why_off(references, name, strength):
+        if reason := why_off(references, name, strength, source_alone):
             show_note(cls, f"LoRA off: {reason}")
             return io.NodeOutput(model)
         patched, report = apply_lora(model, name, strength)
@@ -70,12 +86,14 @@ class TaskLoRA(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-def why_off(references: ReferenceSet, name: str, strength: float) -> str | None:
+def why_off(references: ReferenceSet, name: str, strength: float, source_alone: bool) -> str | None:
     """Why no LoRA is applied, or None if one is."""
     if not references.images:
         return "no reference image"
     if name == NO_LORA:
         return f"none chosen for {references.task.value}"
+    if not source_alone and references.task is Task.EDIT and len(references.images) == 1:
+        return "only the picture to edit"
     return "strength 0" if strength == 0 else None
 
 

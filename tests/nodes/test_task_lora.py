@@ -20,6 +20,7 @@ from kontext_steps import (
     relative_error,
     text_of,
 )
+from live_server import WORKFLOWS, read_workflow
 from lora_files import (
     ALPHA,
     RANK,
@@ -52,11 +53,18 @@ def reference_set(task: str, count: int = 1) -> Any:
     return ReferenceSet(Task(task), (torch.rand(1, 16, 16, 3),) * count)
 
 
-def switch(model: Any, task: str = "edit", count: int = 1, strength: float = 1.0, **names: str) -> Any:
+def switch(
+    model: Any,
+    task: str = "edit",
+    count: int = 1,
+    strength: float = 1.0,
+    settings: dict[str, bool] | None = None,
+    **names: str,
+) -> Any:
     from pack.nodes.lora import TaskLoRA
 
-    edit, generate = names.get("edit", "none"), names.get("generate", "none")
-    return TaskLoRA.execute(model, reference_set(task, count), edit, generate, strength).args[0]
+    chosen = (names.get("edit", "none"), names.get("generate", "none"))
+    return TaskLoRA.execute(model, reference_set(task, count), *chosen, strength, **settings or {}).args[0]
 
 
 def velocity(model: Any, count: int = 2) -> torch.Tensor:
@@ -141,6 +149,31 @@ def test_without_images_the_model_itself_comes_back(folder: Path, caplog: pytest
         assert switch(model, "edit", strength=0.0, **names) is model
     assert "LoRA off: no reference image" in caplog.text
     assert "LoRA off: none chosen for generate" in caplog.text
+
+
+def test_an_edit_of_a_picture_alone_can_be_left_to_the_model(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The paper: the LoRA is on when there is a reference beside the source, else Kontext edits by itself."""
+    names, model, off = two_loras(folder), kontext_model(), {"source_alone": False}
+    with caplog.at_level("INFO", logger="dreamomni"):
+        assert switch(model, "edit", 1, settings=off, **names) is model
+    assert "LoRA off: only the picture to edit" in caplog.text
+    assert switch(model, "edit", 2, settings=off, **names).patches
+    assert switch(model, "generate", 1, settings=off, **names).patches
+    assert switch(model, "edit", 1, **names).patches
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_with_the_published_loras_leave_a_picture_alone_to_kontext(name: str) -> None:
+    from pack.nodes.lora import TaskLoRA
+
+    nodes = [node for node in read_workflow(name)["nodes"] if node["type"] == "DreamOmniTaskLoRA"]
+    inputs = {item.id for item in TaskLoRA.define_schema().inputs}
+    for node in nodes:
+        published = "dreamomni2_edit.safetensors" in node["widgets_values"]
+        assert (node["widgets_values"][3:] == [False]) is published
+        assert {slot["name"] for slot in node["inputs"]} - {"source_alone"} == inputs - {"source_alone"}
 
 
 def test_switching_back_and_forth_reads_each_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
