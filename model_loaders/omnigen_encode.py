@@ -83,7 +83,8 @@ def encode_request(
             (image_only_prompt(len(images)), sizes),
         )
     ]
-    # Encoded after the prompt was found right, and once: all branches see the same draw of the VAE.
+    # Encoded after the prompt was found right, and once for all branches. ComfyUI's VAE gives the mean of the
+    # latents; the authors' code draws them (`latent_dist.sample()`).
     latents = {"reference_latents": [kept_latent(vae, image) for image in images]} if images else {}
     negative = [[ids[1], {}]]
     batch = max((len(image) for image in images), default=1)
