@@ -43,6 +43,8 @@ class Preset:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     reference_resolution: int = 0
+    condition_dropout: float = 0.1
+    """Chance of losing words and pictures together, for OmniGen only: 0.1 is its trainer's default."""
     translator: Overrides | None = None
     """Set: a prompt translator is taught on the same samples first, and the LoRA sees its prompts."""
 
@@ -50,6 +52,29 @@ class Preset:
 HOBBY_STAGE = StageConfig(
     resolution=512, batch_size=1, gradient_accumulation=2, learning_rate=1e-4, steps=2000
 )
+PAPERS = {
+    "kontext": Preset(
+        # DreamOmni2. Batch and rate: arXiv 2510.06679 section 3.2. Rank 256 is the successor's (arXiv
+        # 2512.22525); resolution and length are chosen, not published.
+        stage=StageConfig(
+            resolution=1024, batch_size=1, gradient_accumulation=16, learning_rate=5e-6, steps=10_000
+        ),
+        memory=MemoryConfig(precision="bf16"),
+        adapter=AdapterConfig(rank=256, alpha=256),
+    ),
+    "omnigen": Preset(
+        # The LoRA command of the authors' docs/fine-tuning.md; schedule, decay and clipping are the defaults
+        # of their train.py. The length is chosen: theirs is 100 times over the data.
+        stage=StageConfig(
+            resolution=1024, batch_size=2, gradient_accumulation=1, learning_rate=3e-4, steps=2000
+        ),
+        memory=MemoryConfig(precision="bf16"),
+        adapter=AdapterConfig(rank=8, alpha=8),
+        optimizer=OptimizerConfig(weight_decay=0.0),
+        condition_dropout=0.01,
+    ),
+}
+"""Preset `paper` by family: whose numbers it takes."""
 PRESETS = {
     "hobby": Preset(stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8")),
     "8 GB": Preset(
@@ -66,15 +91,7 @@ PRESETS = {
     "24 GB": Preset(
         stage=dataclasses.replace(HOBBY_STAGE, resolution=1024), memory=MemoryConfig(precision="int8")
     ),
-    "paper": Preset(
-        # Batch and rate: arXiv 2510.06679 section 3.2. Rank 256 is the successor's (arXiv 2512.22525);
-        # resolution and length are chosen, not published.
-        stage=StageConfig(
-            resolution=1024, batch_size=1, gradient_accumulation=16, learning_rate=5e-6, steps=10_000
-        ),
-        memory=MemoryConfig(precision="bf16"),
-        adapter=AdapterConfig(rank=256, alpha=256),
-    ),
+    "paper": PAPERS["kontext"],
     "references for less": Preset(
         stage=HOBBY_STAGE, memory=MemoryConfig(precision="fp8", reference_attention="exact")
     ),
@@ -99,18 +116,30 @@ def chosen_stage(stage: StageConfig, chosen: Overrides) -> StageConfig:
     return dataclasses.replace(stage, **given)
 
 
+def preset_of(name: str, family: str) -> Preset:
+    """What a preset decides for a family; ValueError when it is unknown or not for this family."""
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; choose one of {', '.join(PRESETS)}")
+    if name == "paper":
+        if family not in PAPERS:
+            raise ValueError(
+                f"the preset {name!r} is for {' and '.join(PAPERS)}, for which numbers of a LoRA were "
+                f"published; for {family} there are none, choose another preset"
+            )
+        return PAPERS[family]
+    if PRESETS[name].memory.reference_attention == "exact" and family != "kontext":
+        raise ValueError(
+            f"the preset {name!r} is for kontext, whose references may take a pass of their own; "
+            f"{family} has none, choose another preset"
+        )
+    return PRESETS[name]
+
+
 def lora_run(
     *, name: str, family: str, task: str, base: dict[str, str], preset: str, chosen: Overrides, seed: int
 ) -> RunConfig:
     """The config of a LoRA run; ValueError on an unknown preset or a value out of bounds."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}; choose one of {', '.join(PRESETS)}")
-    start = PRESETS[preset]
-    if start.memory.reference_attention == "exact" and family != "kontext":
-        raise ValueError(
-            f"the preset {preset!r} is for kontext, whose references may take a pass of their own; "
-            f"{family} has none, choose another preset"
-        )
+    start = preset_of(preset, family)
     stage = chosen_stage(start.stage, chosen)
     adapter = start.adapter
     if chosen.rank:
@@ -120,7 +149,7 @@ def lora_run(
         # bitsandbytes keeps its weights on the card.
         stream = memory.stream_base and chosen.precision != "nf4"
         memory = dataclasses.replace(memory, precision=chosen.precision, stream_base=stream)
-    dropout = ObjectiveConfig(condition_dropout=0.1) if family == "omnigen" else ObjectiveConfig()
+    dropout = start.condition_dropout if family == "omnigen" else 0.0
     return RunConfig(
         name=name,
         family=family,
@@ -130,7 +159,7 @@ def lora_run(
         reference_resolution=start.reference_resolution,
         adapter=adapter,
         optimizer=start.optimizer,
-        objective=dropout,
+        objective=ObjectiveConfig(condition_dropout=dropout),
         memory=memory,
         output=output_for(stage.steps),
         validation=validation_for(stage.steps),

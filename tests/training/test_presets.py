@@ -55,10 +55,10 @@ PROMISED: dict[str, dict[str, Any]] = {
 }
 
 
-def run_of(preset: str, chosen: Overrides | None = None) -> RunConfig:
-    """A Kontext run by a preset."""
+def run_of(preset: str, chosen: Overrides | None = None, family: str = "kontext") -> RunConfig:
+    """A run by a preset, of Kontext unless another family is named."""
     chosen = chosen or Overrides()
-    return lora_run(name="x", family="kontext", task="edit", base={}, preset=preset, chosen=chosen, seed=1)
+    return lora_run(name="x", family=family, task="edit", base={}, preset=preset, chosen=chosen, seed=1)
 
 
 def test_every_preset_is_promised_something() -> None:
@@ -107,6 +107,29 @@ def test_presets_give_way_to_the_user(preset: str) -> None:
     assert (stage.steps, stage.learning_rate, stage.resolution) == (10, 3e-3, 320)
     assert (stage.batch_size, stage.gradient_accumulation) == (5, 7)
     assert (adapter.rank, adapter.alpha, config.memory.precision) == (3, 3, "fp32")
+
+
+def test_the_paper_of_omnigen_is_its_own() -> None:
+    config = run_of("paper", family="omnigen")
+    (stage,), adapter, optimizer = config.stages, config.adapter, config.optimizer
+    assert adapter is not None
+    assert (adapter.rank, adapter.alpha) == (8, 8)
+    assert (stage.learning_rate, stage.batch_size, stage.gradient_accumulation) == (3e-4, 2, 1)
+    assert (stage.resolution, config.memory.precision) == (1024, "bf16")
+    assert (optimizer.weight_decay, optimizer.schedule, optimizer.clip_norm) == (0.0, "constant", 1.0)
+    assert config.objective.condition_dropout == 0.01
+    assert run_of("hobby", family="omnigen").objective.condition_dropout == 0.1
+    assert run_of("paper", Overrides(rank=16, learning_rate=1e-3), "omnigen").adapter.rank == 16
+
+
+def test_a_family_without_published_numbers_has_no_paper() -> None:
+    with pytest.raises(
+        ValueError, match=r"the preset 'paper' is for kontext and omnigen.*for dreamomni there are none"
+    ):
+        run_of("paper", family="dreamomni")
+    with pytest.raises(ValueError, match="'references for less' is for kontext"):
+        run_of("references for less", family="omnigen")
+    assert run_of("hobby", family="dreamomni").objective.condition_dropout == 0
 
 
 def test_nf4_in_place_of_a_precision_is_not_streamed() -> None:
