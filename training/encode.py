@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..dit.sizes import DEFAULT_SIZE, kontext_bucket
 from .answers import lesson
 from .cache import TensorCache, content_key, picture_key, prompt_key
 from .config import RunConfig
@@ -178,13 +179,18 @@ class Encoding:
             self.cache.write(key, encoded)
         return key
 
+    def bucket(self, image: Image.Image, resolution: int) -> tuple[int, int]:
+        """(width, height) that a picture is encoded at."""
+        if self.plan.kontext_sizes and resolution == DEFAULT_SIZE[0]:
+            return kontext_bucket(*image.size)
+        return bucket_size(*image.size, resolution, self.plan.size_multiple)
+
     def sizes(self, sample: EditSample) -> tuple[tuple[int, int], list[tuple[int, int]]]:
         """(target size, size of the source and of each reference), each picture in its own bucket."""
-        multiple = self.plan.size_multiple
-        target = bucket_size(*sample.target.size, self.resolution, multiple)
+        target = self.bucket(sample.target, self.resolution)
         side = self.config.reference_side(self.resolution)
         pictures = [*([sample.source] if sample.source else []), *sample.references]
-        sizes = [bucket_size(*picture.size, side, multiple) for picture in pictures]
+        sizes = [self.bucket(picture, side) for picture in pictures]
         if sample.source is not None and self.plan.source_follows_target:
             sizes[0] = target
         return target, sizes

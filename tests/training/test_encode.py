@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pack.dit.references import ResizeRule, Task, build_references
 from pack.training import encode
 from pack.training.cache import TensorCache, picture_key, prompt_key
 from pack.training.config import ObjectiveConfig, RunConfig, StageConfig, ValidationConfig
-from pack.training.dataset import open_dataset
+from pack.training.dataset import EditSample, open_dataset
 from pack.training.encode import Encoding, bucket_size, encode_dataset, mask_of, read_manifest
 from pack.training.families import load_family
 from pack.training.families.base import EncodePlan
 from pack.training.samples import StepOrder, drawn_variant, split_held_out
 from pack.training.timesteps import slot_generator
+from pack.training.trainer import dataset_fingerprint
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -159,6 +161,58 @@ def test_an_edits_source_has_the_targets_size_however_small_references_are(
 def test_references_are_no_larger_than_targets(tmp_path: Path) -> None:
     sample = open_dataset(dataset_folder(tmp_path))[0]
     assert encoding(tmp_path, reference_resolution=512).sizes(sample) == encoding(tmp_path).sizes(sample)
+
+
+def shaped_sample(source: tuple[int, int], reference: tuple[int, int]) -> EditSample:
+    return EditSample(
+        source=Image.new("RGB", source),
+        references=(Image.new("RGB", reference),),
+        instruction="do",
+        task="add",
+        target=Image.new("RGB", source),
+        mask=None,
+        id="0",
+    )
+
+
+@pytest.mark.parametrize("source", [(400, 300), (300, 400), (512, 512), (900, 100), (1568, 672)])
+def test_kontext_at_1024_sees_the_sizes_that_inference_gives_it(
+    tmp_path: Path, source: tuple[int, int]
+) -> None:
+    sample = shaped_sample(source, (500, 333))
+    pictures = [
+        torch.zeros(1, picture.height, picture.width, 3) for picture in (sample.target, *sample.references)
+    ]
+    shown = build_references(Task.EDIT, ResizeRule.KONTEXT, pictures).images
+    expected = [(image.shape[2], image.shape[1]) for image in shown]
+    plan = load_family("kontext").encode_plan(RunConfig(name="x", family="kontext"))
+    work = dataclasses.replace(encoding(tmp_path, plan), resolution=1024)
+    assert work.sizes(sample) == (expected[0], expected)
+
+
+def test_kontexts_sizes_are_for_kontext_at_1024_only(tmp_path: Path) -> None:
+    sample = shaped_sample((400, 300), (400, 300))
+    found = {}
+    for family, resolution in (("kontext", 1024), ("kontext", 768), ("omnigen", 1024)):
+        plan = load_family(family).encode_plan(RunConfig(name="x", family=family))
+        work = dataclasses.replace(encoding(tmp_path, plan, reference_resolution=512), resolution=resolution)
+        found[family, resolution] = work.sizes(sample)
+    assert found == {
+        ("kontext", 1024): ((1184, 880), [(1184, 880), (576, 448)]),
+        ("kontext", 768): ((864, 672), [(864, 672), (576, 448)]),
+        ("omnigen", 1024): ((1152, 896), [(1152, 896), (576, 448)]),
+    }
+
+
+def test_a_cache_of_other_sizes_is_not_taken_for_kontexts(tmp_path: Path) -> None:
+    sample = shaped_sample((400, 300), (300, 400))
+    before = dataclasses.replace(encoding(tmp_path), resolution=1024)
+    plan = dataclasses.replace(before.plan, kontext_sizes=True)
+    now = dataclasses.replace(before, plan=plan, encode_picture=CountingPictures())
+    old, new = before.sample(sample), now.sample(sample)
+    assert not {old.target, *old.references} & {new.target, *new.references}
+    assert new.shapes == [[4, 110, 148], [4, 110, 148], [4, 148, 110]]
+    assert dataset_fingerprint([new]) == dataset_fingerprint([old]), "a run of before goes on"
 
 
 @pytest.mark.parametrize(

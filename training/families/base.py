@@ -42,6 +42,8 @@ class EncodePlan:
     prompt_encoding: str
     size_multiple: int = 16
     """Every picture's sides are multiples of this many pixels."""
+    kontext_sizes: bool = False
+    """At 1024 pixels every picture takes one of Kontext's sizes, as Reference Images gives them."""
     prompt_sees_images: bool = False
     """The prompt's encoding depends on the references (a VLM, image slots)."""
     source_follows_target: bool = False

@@ -72,7 +72,11 @@ class KontextFamily(Family):
     def encode_plan(self, config: RunConfig) -> EncodePlan:
         """VAE latents, T5 and CLIP of the instruction; an edit's source covers its target place by place."""
         return EncodePlan(
-            image_encoding="vae", prompt_encoding="clip", size_multiple=16, source_follows_target=True
+            image_encoding="vae",
+            prompt_encoding="clip",
+            size_multiple=16,
+            kontext_sizes=True,
+            source_follows_target=True,
         )
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
