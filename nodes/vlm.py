@@ -212,7 +212,7 @@ class VLMEncode(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Which layer's states to use: -1 the last, 0 the embeddings. "
-                    "Must be the one the model was trained with; the paper does not name it.",
+                    "Must be the one the model was trained with; the default is our choice.",
                 ),
                 node_input(
                     io.Int,
@@ -232,7 +232,7 @@ class VLMEncode(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="chat: the VLM's chat turn around the prompt. plain: pictures and prompt only. "
-                    "Must be the one the model was trained with; the paper does not name it.",
+                    "Must be the one the model was trained with; the default is our choice.",
                 ),
             ],
             outputs=[

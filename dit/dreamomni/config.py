@@ -1,8 +1,8 @@
-"""Everything about a DreamOmni network that its paper does not fix, as one frozen config; and three presets.
+"""Everything about a DreamOmni network that its paper's figures do not fix, as a frozen config; presets.
 
 Published (method figure): the wiring, two blocks in a group, one Linear for the VLM's tokens, separate merge
 Linears for noise and VLM tokens, `alpha * x + beta` from time embedding -> Linear -> SiLU, no gate.
-Every field below is chosen, not published, unless it says otherwise.
+Every field below is chosen, not published, unless it says otherwise; the paper's text was not at hand.
 """
 
 from __future__ import annotations
