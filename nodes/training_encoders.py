@@ -21,7 +21,7 @@ from ..training.families.dreamomni_setup import network_config
 from ..vlm.chat import rewrite_request
 from ..vlm.reply import ReplyFormatError, parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS
-from .pictures import image_of
+from .pictures import image_of, in_bucket
 from .progress import check_cancelled
 
 PROBE_SIZE = 64
@@ -163,12 +163,14 @@ class TextPrompts:
 class RewrittenPrompts:
     """An encoder that sees what the translator makes of instruction and pictures, as inference does.
 
-    `mode` is the words' kind of task, edit or generate.
+    The pictures are the dataset's own: the translator gets them in the sizes that Rewrite Prompt shows it,
+    whatever size the LoRA is trained at. `mode` is the words' kind of task, edit or generate.
     """
 
     def __init__(self, inner: PromptEncoder, vlm: Any, mode: str = "edit") -> None:
         self.inner, self.vlm, self.mode = inner, vlm, mode
-        self.identity = content_key("rewritten", vlm.identity, mode, inner.identity)
+        # `in_bucket`: entries of before were made of pictures in the LoRA's sizes.
+        self.identity = content_key("rewritten", "in_bucket", vlm.identity, mode, inner.identity)
 
     def for_mode(self, mode: str) -> RewrittenPrompts:
         """The same for samples of another kind."""
@@ -179,8 +181,9 @@ class RewrittenPrompts:
         if not prompt.strip() or not images:
             return self.inner(prompt, [])
         request = rewrite_request(prompt, self.mode)
+        seen = [in_bucket(image_of(image)) for image in images]
         reply = self.vlm.generate_text(
-            request, list(images), DEFAULT_MAX_NEW_TOKENS, lambda stream: check_cancelled()
+            request, seen, DEFAULT_MAX_NEW_TOKENS, lambda stream: check_cancelled()
         )
         try:
             rewritten = parse_reply(reply.text, reply.complete)

@@ -162,7 +162,7 @@ class Job:
         """Fill the cache for every resolution of `config`, then free the encoders' memory."""
         plan = load_family(config.family).encode_plan(config)
         if self.rewrites:
-            plan = replace(plan, prompt_sees_images=True)
+            plan = replace(plan, prompt_sees_images=True, prompt_sees_originals=True)
         for resolution in sorted({stage.resolution for stage in config.stages}):
             work = Encoding(
                 config=config,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from torch import Tensor
-
 from comfy_api.latest import io
 
 from ..dit.references import ReferenceSet, Task
-from ..dit.sizes import kontext_bucket, resize_pictures
 from ..model_loaders.encode_cache import FEATURES
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
 from ..model_loaders.vlm import PRECISIONS, LoadedVLM, load_vlm
@@ -21,6 +18,7 @@ from ..vlm.reply import parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS, ReplyCache, RewriteRequest, ask
 from .fingerprints import model_folder_state
 from .notes import show_live_text, show_note
+from .pictures import in_bucket
 from .progress import progress_reporter
 from .schema import node_input, node_schema
 from .types import CATEGORY, References, Vlm
@@ -298,11 +296,6 @@ def ask_vlm(
     reply = ask(vlm, request, REPLIES, live_text(node, max_new_tokens))
     show_live_text(node, reply.text)
     return reply
-
-
-def in_bucket(image: Tensor) -> Tensor:
-    """A picture (1, H, W, 3) as large as DreamOmni2's VLM was tuned with, also where resize is none."""
-    return resize_pictures(image, *kontext_bucket(image.shape[2], image.shape[1]))
 
 
 def live_text(node: type[io.ComfyNode], max_new_tokens: int) -> Callable[[TokenStream], None]:

@@ -202,12 +202,13 @@ class Encoding:
         references = [resized(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
         target, shape = self.picture(resized(sample.target, target_size), sample.id)
         encoded = [self.picture(picture, sample.id) for picture in references]
+        seen = pictures if self.plan.prompt_sees_originals else references
         is_lesson = self.plan.prompt_encoding == "answers"
         tagged = sample.tagged_instruction if self.plan.prompt_encoding == "processor" else None
         words = lesson(sample) if is_lesson else tagged or sample.instruction
         texts = {
-            "full": (words, references),
-            "no_caption": (self.plan.dropped_caption, references),
+            "full": (words, seen),
+            "no_caption": (self.plan.dropped_caption, seen),
             "no_references": (sample.instruction, []),
             "no_condition": (self.plan.dropped_caption, []),
         }

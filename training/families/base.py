@@ -46,6 +46,8 @@ class EncodePlan:
     """At 1024 pixels every picture takes one of Kontext's sizes, as Reference Images gives them."""
     prompt_sees_images: bool = False
     """The prompt's encoding depends on the references (a VLM, image slots)."""
+    prompt_sees_originals: bool = False
+    """These are the dataset's own pictures, whose size the prompt encoder chooses (a prompt translator)."""
     source_follows_target: bool = False
     """The first reference of an edit gets exactly the target's size instead of its own bucket."""
     dropped_caption: str = ""
