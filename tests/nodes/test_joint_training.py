@@ -30,10 +30,16 @@ def described_pairs(folder: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The joint preset with a rate and length at which a tiny random VLM learns two answers by heart."""
+    """The joint preset with a rate and length at which a tiny random VLM learns two answers by heart.
+
+    It knows them for pictures of the size it was taught with, so it is asked about the same: it would take a
+    real VLM to know them again at a megapixel.
+    """
+    from pack.nodes import pictures
     from pack.training import presets
     from pack.training.config import OutputConfig
 
+    monkeypatch.setattr(pictures, "kontext_bucket", lambda width, height: (width, height))
     silent = OutputConfig(checkpoint_every=1000, sample_every=0)
     monkeypatch.setattr(presets, "output_for", lambda steps: silent)
     lesson = presets.Overrides(steps=48, learning_rate=0.02, rank=16, gradient_accumulation=2)
