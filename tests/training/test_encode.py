@@ -176,8 +176,9 @@ def shaped_sample(source: tuple[int, int], reference: tuple[int, int]) -> EditSa
 
 
 @pytest.mark.parametrize("source", [(400, 300), (300, 400), (512, 512), (900, 100), (1568, 672)])
-def test_kontext_at_1024_sees_the_sizes_that_inference_gives_it(
-    tmp_path: Path, source: tuple[int, int]
+@pytest.mark.parametrize("family", ["kontext", "vlm"])
+def test_kontext_and_translator_at_1024_see_the_sizes_of_inference(
+    tmp_path: Path, family: str, source: tuple[int, int]
 ) -> None:
     sample = shaped_sample(source, (500, 333))
     pictures = [
@@ -185,7 +186,7 @@ def test_kontext_at_1024_sees_the_sizes_that_inference_gives_it(
     ]
     shown = build_references(Task.EDIT, ResizeRule.KONTEXT, pictures).images
     expected = [(image.shape[2], image.shape[1]) for image in shown]
-    plan = load_family("kontext").encode_plan(RunConfig(name="x", family="kontext"))
+    plan = load_family(family).encode_plan(RunConfig(name="x", family=family))
     work = dataclasses.replace(encoding(tmp_path, plan), resolution=1024)
     assert work.sizes(sample) == (expected[0], expected)
 

@@ -31,8 +31,10 @@ class VlmFamily(Family):
     lora_prefix = ""
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:
-        """Requests and answers as tokens; no latents."""
-        return EncodePlan(image_encoding="none", prompt_encoding="answers", prompt_sees_images=True)
+        """Requests and answers as tokens; no latents. At 1024 px the pictures are those it is asked about."""
+        return EncodePlan(
+            image_encoding="none", prompt_encoding="answers", kontext_sizes=True, prompt_sees_images=True
+        )
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
         """The folder's network; frozen and held small for a LoRA, fp32 and whole otherwise."""
