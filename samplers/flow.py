@@ -17,6 +17,22 @@ def expand_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
     return values if values.numel() == 1 else values.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def noised(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """The point of the path: (1 - sigma) * data + sigma * noise."""
+    share = expand_sigma(sigma, data)
+    return (1 - share) * data + share * noise
+
+
+def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
+    """dx/dsigma of the path, what a network learns to predict."""
+    return noise - data
+
+
+def denoised_from_velocity(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
+    """The data a velocity leads back to."""
+    return x - expand_sigma(sigma, x) * velocity
+
+
 def velocity_from_denoised(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
     """The velocity behind a denoised prediction; sigma must not be 0."""
     return (x - denoised) / expand_sigma(sigma, x)

@@ -1,6 +1,6 @@
-"""Rectified-flow objective: noising, velocity target and the weighting of the edited region.
+"""Rectified-flow objective: the weighting of the edited region and the loss.
 
-B batch, C channels, H W latent grid. sigma 1 = noise, velocity = noise - data.
+B batch, C channels, H W latent grid. The convention of noise and velocity is in `samplers/flow.py`.
 """
 
 from __future__ import annotations
@@ -9,27 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Families read both beside the loss.
+from ..samplers.flow import noised as noised
+from ..samplers.flow import velocity_target as velocity_target
 from .config import ObjectiveConfig
 
 PAPER_WEIGHT_LIMIT = 64.0
 """Ceiling of 1/||x - x'||^2; chosen, not published (the code's own rule clamps at 64)."""
 UNCHANGED_BELOW = 1e-3
-
-
-def expanded(sigmas: Tensor, latent: Tensor) -> Tensor:
-    """(B,) sigmas shaped to multiply `latent` (B, ...)."""
-    return sigmas.to(latent).view(-1, *([1] * (latent.ndim - 1)))
-
-
-def noised(latent: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """(1 - sigma) data + sigma noise, all (B, C, H, W), sigmas (B,)."""
-    share = expanded(sigmas, latent)
-    return (1 - share) * latent + share * noise
-
-
-def velocity_target(latent: Tensor, noise: Tensor) -> Tensor:
-    """dx/dsigma = noise - data."""
-    return noise - latent
 
 
 def paper_weights(latent: Tensor, source: Tensor) -> Tensor:

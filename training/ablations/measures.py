@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...samplers.flow import denoised_from_velocity, noised
 from ..config import RunConfig
 from ..drawn import DrawnSamples, DrawnStore
 from ..evaluation.cases import Case, held_out_cases
@@ -23,7 +24,6 @@ from ..families import load_family
 from ..families.base import Batch, CachedSample
 from ..families.dreamomni import PROMPT_PARTS
 from ..families.dreamomni_vlm import TrainedPair
-from ..objective import expanded, noised
 from ..recipes.editor import FolderEditor
 from ..recipes.small import SmallRecipe
 from ..recipes.small_tasks import Weighted
@@ -88,7 +88,8 @@ class HeldOut:
         sigmas = torch.full((len(noise),), sigma)
         noisy = noised(batch.target, noise, sigmas)
         velocity = self.family.predict_velocity(pair.dit, batch, noisy, sigmas).float()
-        squared = (noisy - expanded(sigmas, noisy) * velocity - batch.target).square().mean(dim=1)
+        denoised = denoised_from_velocity(noisy, velocity, sigmas)
+        squared = (denoised - batch.target).square().mean(dim=1)
         region = torch.ones_like(squared) if batch.mask is None else batch.mask[:, 0]
         inside = (squared * region).sum(dim=(1, 2)) / region.sum(dim=(1, 2)).clamp(min=1)
         return torch.stack([squared.mean(dim=(1, 2)), inside], dim=1)

@@ -21,12 +21,13 @@ from ...dit.dreamomni.config import DreamOmniConfig
 from ...dit.dreamomni.initialize import initialize
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni
+from ...samplers.flow import noised, velocity_target
 from ...samplers.schedules import shift_sigmas
 from ...vlm.encoder import DEFAULT_LAYER, DEFAULT_MAX_TOKENS, DEFAULT_TEMPLATE
 from ..config import RunConfig
 from ..files import whole_folder
 from ..frozen import hold_frozen
-from ..objective import noised, region_weights, velocity_loss, velocity_target
+from ..objective import region_weights, velocity_loss
 from .base import Batch, CachedSample, EncodePlan, Family
 from .dreamomni_setup import network_config
 from .dreamomni_vlm import UNUSED, TrainedPair, load_pair

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...samplers.flow import denoised_from_velocity
 from ...samplers.schedules import SCHEDULES, ScheduleSettings, make_sigmas
 from ...samplers.solvers import SOLVERS
 from ..config import RunConfig, one_of
@@ -25,7 +26,6 @@ from ..families import load_family
 from ..families.base import Batch, CachedSample
 from ..families.dreamomni import PROMPT_PARTS
 from ..families.dreamomni_vlm import TrainedPair
-from ..objective import expanded
 from ..process import chosen_device
 from ..synthesis.config import SynthesisConfig
 from ..synthesis.render import Canvas
@@ -150,7 +150,7 @@ class FolderEditor:
 
         def denoised(current: Tensor, sigma: Tensor) -> Tensor:
             velocity = self.family.predict_velocity(pair.dit, batch, current, sigma)
-            return current - expanded(sigma, current) * velocity
+            return denoised_from_velocity(current, velocity, sigma)
 
         return SOLVERS[sampling.solver](denoised, noise, sigmas, disable=True)
 
