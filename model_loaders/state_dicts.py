@@ -27,13 +27,16 @@ LAYER_NOTE = ".comfy_quant"
 LAYER_NOTES = "_quantization_metadata"
 
 # Part of a weight name -> what such a file is; the first that is found names the file in an error.
-OTHER_KINDS = (
+RELATIVES = (
     ("quant_state.bitsandbytes", "a bitsandbytes 4-bit model; load it with the node it was made for"),
     (".wscales", "a nunchaku (SVDQuant) model; its wrapper ignores reference methods"),
     ("double_stream_modulation_img", "FLUX.2"),
     ("distilled_guidance_layer", "Chroma"),
     ("lora_", "a LoRA; put it in models/loras"),
     (".lora.", "a LoRA; put it in models/loras"),
+)
+"""Files that have FLUX.1's names too."""
+STRANGERS = (
     ("input_blocks.0.0.weight", "a Stable Diffusion UNet"),
     ("down_blocks.0.attentions", "a diffusers Stable Diffusion UNet"),
     ("joint_blocks.0.", "Stable Diffusion 3"),
@@ -44,12 +47,13 @@ OTHER_KINDS = (
     ("decoder.conv_in.weight", "a VAE; put it in models/vae"),
     ("decoder.up_blocks.0", "a VAE; put it in models/vae"),
 )
+"""Files that have names of their own."""
 
 
 def kontext_shape(file_name: str, shapes: Shapes) -> tuple[FluxShape, str]:
     """(network, prefix of its names) in a file; raises ValueError saying what the file holds instead."""
     prefix = flux_prefix(shapes)
-    if prefix is None or is_other_kind(shapes):
+    if prefix is None or is_relative(shapes):
         raise ValueError(f"{file_name} is not a FLUX.1 Kontext model: it looks like {kind_of(shapes)}.")
     inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     try:
@@ -60,15 +64,15 @@ def kontext_shape(file_name: str, shapes: Shapes) -> tuple[FluxShape, str]:
     return shape, prefix
 
 
-def is_other_kind(names: Iterable[str]) -> bool:
+def is_relative(names: Iterable[str]) -> bool:
     """Whether names that FLUX.1 shares with a relative belong to the relative."""
-    return any(mark in name for name in names for mark, _ in OTHER_KINDS[:6])
+    return any(mark in name for name in names for mark, _ in RELATIVES)
 
 
 def kind_of(names: Iterable[str]) -> str:
     """What a file is, in words."""
     names = list(names)
-    for mark, kind in OTHER_KINDS:
+    for mark, kind in (*RELATIVES, *STRANGERS):
         if any(mark in name for name in names):
             return kind
     return f"something unknown, with weights such as {', '.join(sorted(names)[:3]) or '(none)'}"

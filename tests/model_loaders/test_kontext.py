@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,16 @@ def test_another_kind_of_file_is_named(folder: Path, names: list[str], kind: str
         ValueError, match=f"other.safetensors is not a FLUX.1 Kontext model: it looks like .*{kind}"
     ):
         load("other.safetensors")
+
+
+def test_a_relative_with_all_of_kontexts_names_is_refused(weights: dict[str, Tensor]) -> None:
+    from pack.model_loaders.state_dicts import RELATIVES, kontext_shape
+
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    assert kontext_shape("mine.safetensors", shapes)
+    for mark, kind in RELATIVES:
+        with pytest.raises(ValueError, match=f"looks like {re.escape(kind)}"):
+            kontext_shape("mine.safetensors", {**shapes, f"x.{mark}": (1,)})
 
 
 def test_a_flux_that_is_not_kontext_is_named(folder: Path, weights: dict[str, Tensor]) -> None:
