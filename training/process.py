@@ -52,8 +52,8 @@ class Talk:
     A full disk or a listener who is gone costs events and never the run: a checkpoint is worth more.
     """
 
-    def __init__(self, folder: Path, leads: bool) -> None:
-        self._file = MetricsFile(folder) if leads else None
+    def __init__(self, folder: Path, is_main: bool) -> None:
+        self._file = MetricsFile(folder) if is_main else None
         self._disk_failed = False
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -150,9 +150,9 @@ def main(folder: Path) -> int:
     run = read_run_file(folder)
     team = Team.joined(cpu=run.device == "cpu")
     lock = None
-    talk = Talk(folder, team.leads)
+    talk = Talk(folder, team.is_main)
     try:
-        lock = run_lock(folder) if team.leads else None
+        lock = run_lock(folder) if team.is_main else None
         return train(folder, run, team, talk)
     except USER_ERRORS as error:
         log.exception("training stopped")

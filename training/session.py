@@ -56,7 +56,7 @@ class Session:
         self.ema = moving_average(self.trainable, config.optimizer.ema_decay)
         self.monitor, self.best, self.best_stage = LossMonitor(), BestValue(), 0
         self.step = self.validated_step = 0
-        self.whole = True
+        self.is_consistent = True
         """Whether weights, moments and moving average are those of one and the same step."""
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -75,10 +75,10 @@ class Session:
 
     @contextmanager
     def changing(self) -> Generator[None]:
-        """The block changes the state part by part; where it raises, the state is left not `whole`."""
-        self.whole = False
+        """The block changes the state part by part; where it raises, `is_consistent` stays False."""
+        self.is_consistent = False
         yield
-        self.whole = True
+        self.is_consistent = True
 
     @contextmanager
     def saved_weights(self) -> Generator[dict[str, Tensor]]:

@@ -76,7 +76,7 @@ class StepRunner:
             )
             for number, position in enumerate(self.order.batch(step_of_stage))
         ]
-        return self.team.share(chosen)
+        return self.team.shard(chosen)
 
     def batches(self, slots: Sequence[Slot]) -> list[list[tuple[Slot, CachedSample]]]:
         """The slots with their samples, put together by signature, at most `batch_size` each."""

@@ -38,11 +38,11 @@ class Team:
         return self.accelerator.num_processes if self.accelerator else 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Any]) -> list[Any]:
+    def shard(self, items: Sequence[Any]) -> list[Any]:
         """This process's part of a list, the same for every call with an equally long list."""
         return list(items)[self.rank :: self.size]
 

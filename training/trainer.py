@@ -86,7 +86,7 @@ class Trainer:
         base_hashes: Mapping[str, str] | None = None,
     ) -> None:
         self.session, self.place, self.team = session, place, team
-        self.emit = emit if team.leads else (lambda event: None)
+        self.emit = emit if team.is_main else (lambda event: None)
         self.cancelled, self.base_hashes = cancelled, dict(base_hashes or {})
         self.fingerprint = ""
         self._opened: tuple[int, SampleStore, StepRunner, list[int]] | None = None
@@ -178,7 +178,7 @@ class Trainer:
         """Begin anew to look for the best weights: losses of pictures of another size are no measure."""
         self.session.best = BestValue()
         self.emit({"event": "best_forgotten", "step": self.session.step})
-        if self.team.leads:
+        if self.team.is_main:
             remove_export(self.place.folder / EXPORTS, "best")
 
     def stop_here(self) -> None:
@@ -243,7 +243,7 @@ class Trainer:
         best = session.best.add(loss, session.step)
         session.validated_step = session.step
         self.emit({"event": "validation", "step": session.step, "loss": loss, "best": best})
-        if best and self.team.leads:
+        if best and self.team.is_main:
             self.export("best")
         return session.best.exhausted(session.config.validation.patience)
 
@@ -252,14 +252,14 @@ class Trainer:
         session = self.session
         store, runner, held_out, _ = self.open_stage()
         chosen = (held_out or runner.indices)[: session.config.output.sample_count]
-        if not chosen or not self.team.leads:
+        if not chosen or not self.team.is_main:
             return
         try:
             for number, latents in enumerate(sample_latents(session, store, chosen, self.stop_here)):
                 path = self.place.folder / SAMPLES / f"step-{session.step:09d}-{number}.safetensors"
                 write_tensors(path, latents, {"id": store.entries[chosen[number]].id})
         except (RuntimeError, ValueError, OSError) as error:
-            if not session.whole:  # the weights before the moving average's could not be put back
+            if not session.is_consistent:  # the weights before the moving average's could not be put back
                 raise
             self.emit({"event": "sample_failed", "step": session.step, "message": str(error)[:500]})
             return
@@ -270,7 +270,7 @@ class Trainer:
 
         Weights of a run that was `ended_early` do not replace better ones.
         """
-        if self.team.leads and not (ended_early and self.keeps_older()):
+        if self.team.is_main and not (ended_early and self.keeps_older()):
             state = self.session.state(self.fingerprint, self.base_hashes)
             try:
                 path = save_checkpoint(self.place.checkpoints, state, self.session.best.step)
@@ -284,7 +284,7 @@ class Trainer:
     def keeps_older(self) -> bool:
         """Whether this state is torn, or may be going wrong and would replace a good one on disk."""
         kept = checkpoint_steps(self.place.checkpoints)
-        if not self.session.whole:
+        if not self.session.is_consistent:
             why = "memory ran out while the weights were changed"
         elif self.session.monitor.is_suspect and kept:
             why = "the loss was rising"
@@ -319,7 +319,7 @@ class Trainer:
         if state is None:
             return
         self.team.wait()
-        if self.team.leads:
+        if self.team.is_main:
             put_aside_damaged(self.place.checkpoints, newer_than=state.step)
         saved = from_json(RunConfig, state.data["config"])
         require_resumable(

@@ -27,7 +27,7 @@ def held_out_loss(
     chosen = config.validation.sigmas if session.family.uses_sigma else config.validation.sigmas[:1]
     total = torch.zeros((), device=device)
     with torch.no_grad(), session.saved_weights(), session.autocast():
-        for index in team.share(indices):
+        for index in team.shard(indices):
             stop_here()
             sample = store.read(index)
             batch = session.family.collate([sample], config, device, torch.float32)

@@ -80,13 +80,13 @@ def test_a_full_disk_costs_the_diary_lines_and_never_the_run(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     steps = [{"event": "step", "step": step, "note": "x" * 300} for step in range(100)]
-    with closing(Talk(tmp_path, leads=True)) as talk, full_disk(2_000):
+    with closing(Talk(tmp_path, is_main=True)) as talk, full_disk(2_000):
         for event in steps:
             talk(event)
     told = [json.loads(line)["step"] for line in sys.stdout.getvalue().splitlines()]
     assert told == list(range(100)), "who listens is told all the same"
     assert caplog.text.count("the diary cannot be written, the run goes on without it") == 1
-    with closing(Talk(tmp_path, leads=True)) as talk:
+    with closing(Talk(tmp_path, is_main=True)) as talk:
         talk({"event": "step", "step": 100})
     kept = [event["step"] for event in read_metrics(tmp_path)]
     assert kept[:3] == [0, 1, 2] and kept[-1] == 100
@@ -96,7 +96,7 @@ def test_a_diary_that_cannot_be_closed_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    talk = Talk(tmp_path, leads=True)
+    talk = Talk(tmp_path, is_main=True)
     with full_disk(10):
         talk({"event": "finished", "step": 3})
         talk.close()
@@ -106,7 +106,7 @@ def test_a_diary_that_cannot_be_closed_ends_nothing(
 def test_nobody_listening_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with closing(Talk(tmp_path, leads=True)) as talk, monkeypatch.context() as patched:
+    with closing(Talk(tmp_path, is_main=True)) as talk, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", os.fdopen(writer, "w"))
         talk({"event": "step", "step": 1})
         print("a library's word", flush=True)
