@@ -17,10 +17,11 @@ SAGE = re.compile(r"(?<![a-z])sage|Sage")
 
 
 def host_attention(transformer_options: dict[str, Any]) -> Attention:
-    """The attention ComfyUI was started with and this run's override; rows with a mask without SageAttention.
+    """The attention ComfyUI was started with and this run's override.
 
-    SageAttention accepts a mask and does not look at it. ComfyUI may be started with it, and other packs hang
-    it into a run as an override; every other override sees all rows, as the rows of one pass must agree.
+    Masked rows never go through SageAttention: it accepts a mask and does not look at it. ComfyUI may be
+    started with it, and other packs hang it into a run as an override; every other override sees all rows,
+    as the rows of one pass must agree.
     """
     override = transformer_options.get(OVERRIDE)
     masked_options = transformer_options

@@ -227,10 +227,8 @@ class LoadDataset(io.ComfyNode):
             display_name="Load Dataset",
             category=f"{CATEGORY}/train",
             description="Opens an edit dataset from output/dreamomni/datasets or input/dreamomni/datasets "
-            "and "
-            "checks every sample: the pack's own folders and shards, OmniGen JSONL, ai-toolkit and "
-            "musubi-tuner "
-            "folders.",
+            "and checks every sample: the pack's own folders and shards, OmniGen JSONL, ai-toolkit and "
+            "musubi-tuner folders.",
             search_aliases=["jsonl", "webdataset", "omnigen", "ai-toolkit", "musubi", "training data"],
             inputs=[
                 node_input(

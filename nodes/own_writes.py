@@ -19,7 +19,7 @@ class OwnWrites:
         self._left: dict[tuple[Path, Hashable], tuple[str, int]] = {}
 
     def changes(self, path: Path, settings: Hashable = None) -> int:
-        """Rises when a file or folder is not as it was left, or was when this was asked first.
+        """Counts how often the files were changed by others since the first call.
 
         `settings` are those inputs of the node that decide what it writes there; None stands for linked ones,
         which nobody knows when this is asked.

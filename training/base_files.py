@@ -112,7 +112,10 @@ def weights_of(path: Path) -> tuple[Path, ...]:
 
 
 def files_sha256(files: Sequence[Path], between: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 of an only file, or of the digests of several in order; `between` chunks it may raise."""
+    """SHA-256 of an only file, or of the digests of several in order.
+
+    `between` is called after each chunk and may raise.
+    """
     digests = [file_sha256(file, between) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 

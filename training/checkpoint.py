@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None)
 
 
 def mark(folder: Path) -> None:
-    """Give a folder the time of now, which tells whoever waits for it that work on it goes on."""
+    """Touch the folder, so that who watches it sees progress."""
     with suppress(OSError):
         os.utime(folder)
 

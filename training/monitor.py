@@ -80,7 +80,7 @@ class BestValue:
     worse_in_a_row: int = 0
 
     def add(self, value: float, step: int) -> bool:
-        """Take a validation loss; True when it is the best so far, which what is no number never is."""
+        """Take a validation loss; True when it is the best so far. NaN and infinity never count as best."""
         if math.isfinite(value) and (self.value is None or value < self.value):
             self.value, self.step, self.worse_in_a_row = value, step, 0
             return True

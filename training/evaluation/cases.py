@@ -77,8 +77,7 @@ def held_out_cases(
         if index >= limit:
             raise ValueError(
                 f"only {made} of {count} different cases of {task} with {group} object(s) were found in "
-                f"{limit} "
-                "draws. Ask for fewer, or use a recipe with more shapes and colours."
+                f"{limit} draws. Ask for fewer, or use a recipe with more shapes and colours."
             )
         plan = synthesizer.plan(index)
         key = scene_key(plan.to_json(synthesizer.renderer.size)) + plan.instruction
