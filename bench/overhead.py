@@ -50,9 +50,9 @@ def wrapper_milliseconds() -> float:
 
 def parts_table() -> Table:
     """The pieces that run once a step, at the sizes of 1024x1024 and five references."""
+    from ..dit.content import tensor_key
     from ..dit.reference_cache import split_ids
     from ..model_loaders.reference_cache import same_latents
-    from ..model_loaders.reference_store import latent_key
     from ..samplers.solvers import advance
 
     latents = [torch.randn(1, 16, 128, 128) for _ in range(5)]
@@ -65,7 +65,7 @@ def parts_table() -> Table:
         "arithmetic of an adams-2 step": lambda: [
             advance(latents[0], latents[:2], levels[:2], 0.6, 0.5) for _ in range(2)
         ],
-        "hashing a reference, once a run": lambda: latent_key(latents[0][0]),
+        "hashing a reference, once a run": lambda: tensor_key(latents[0][0]),
     }
     rows = (
         ("the cache's wrappers, without references", wrapper_milliseconds()),

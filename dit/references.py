@@ -10,6 +10,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from .content import tensor_key
 from .sizes import MAX_SIDE, TOKEN_PIXELS, kontext_bucket, pad_to_token, resize_pictures
 
 MAX_REFERENCES = 5
@@ -74,9 +75,7 @@ class ReferenceSet:
 
 def picture_key(image: Tensor) -> str:
     """Hash of a picture's shape and pixels."""
-    digest = hashlib.blake2b(str(tuple(image.shape)).encode(), digest_size=16)
-    digest.update(image.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    return tensor_key(image.float())
 
 
 def build_references(task: Task, resize: ResizeRule, slots: Sequence[Tensor | None]) -> ReferenceSet:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from comfy.model_management import intermediate_device
 
+from ..dit.content import tensor_key
 from ..vlm.encoder import DEFAULT_LAYER, VLMFeatures
 from ..vlm.vision import PictureTokens, Pixels
 from .reference_store import Same
@@ -106,13 +105,9 @@ def weights_state(patcher: Any) -> Hashable:
     return patcher.patches_uuid, tuple((name, Same(value)) for name, value in replaced)
 
 
-def request_key(request: dict[str, Tensor]) -> str:
-    """Hash of the names, number types, shapes and values of a request."""
-    digest = hashlib.blake2b(digest_size=20)
-    for name, value in sorted(request.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def request_key(request: dict[str, Tensor]) -> Hashable:
+    """The names of a request's tensors with their content keys."""
+    return tuple((name, tensor_key(value)) for name, value in sorted(request.items()))
 
 
 def features_bytes(features: VLMFeatures) -> int:

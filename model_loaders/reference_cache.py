@@ -18,6 +18,7 @@ from torch import Tensor
 import comfy.model_management as management
 from comfy.patcher_extension import WrappersMP
 
+from ..dit.content import tensor_key
 from ..dit.positions import PositionScheme, latent_grid, reference_placements
 from ..dit.reference_branch import REFERENCE_GUIDANCE, REFERENCE_POOLED, REFERENCE_SIGMA
 from ..dit.reference_cache import (
@@ -31,7 +32,7 @@ from ..dit.reference_cache import (
 )
 from ..dit.reference_stream import BlockStream, Lane, lane_for
 from .patches import flux_network
-from .reference_store import ReferenceKey, ReferenceStore, Same, latent_key, store_of, store_patcher
+from .reference_store import ReferenceKey, ReferenceStore, Same, store_of, store_patcher
 
 log = logging.getLogger("dreamomni")
 KEY = "dreamomni_reference_cache"
@@ -113,7 +114,7 @@ class ExactCache:
             return
         store = store_of(model)
         missing: dict[ReferenceKey, Wanted] = {}
-        keys = {latent_key(item.latent[0]): item for item in wanted}
+        keys = {tensor_key(item.latent[0]): item for item in wanted}
         by_content = {content: self.key(model, content, options) for content in keys}
         for content, key in by_content.items():
             if store.find(key) is None:
@@ -262,7 +263,7 @@ class ExactCache:
         self, latent: Tensor, geometry: Tensor, offset: Offset, options: dict[str, Any], fresh: dict
     ) -> KeptReference:
         """The entry of one latent (1, C, h, w), written for this run alone if it was not announced."""
-        content = latent_key(latent[0])
+        content = tensor_key(latent[0])
         entry = self.run.get(content) or fresh.get(content)
         if entry is not None and torch.equal(entry.geometry, geometry):
             return entry

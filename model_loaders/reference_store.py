@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from comfy.model_patcher import ModelPatcher
 
@@ -43,13 +42,6 @@ class ReferenceKey:
     attention: Same
     """The attention override of another node."""
     precision: str
-
-
-def latent_key(latent: Tensor) -> str:
-    """Content hash of one latent (C, H, W)."""
-    digest = hashlib.blake2b(f"{latent.dtype} {tuple(latent.shape)}".encode(), digest_size=20)
-    digest.update(latent.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class ReferenceStore(nn.Module):

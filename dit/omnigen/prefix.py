@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..content import tensor_key
 from .layout import Slot
 
 
@@ -47,15 +47,6 @@ class Prefix:
         return Prefix(self.tokens, latents, self.elements)
 
 
-def fingerprint(latent: Tensor) -> str:
-    """Hash of a latent's numbers, shape and dtype."""
-    numbers = latent.detach().to("cpu").contiguous()
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{tuple(numbers.shape)} {numbers.dtype}".encode())
-    digest.update(numbers.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor], patch_size: int = 2) -> Prefix:
     """Join tokens and latents; raises if a slot and its picture do not have the same number of tokens."""
     for slot in tokens.slots:
@@ -73,7 +64,7 @@ def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor], patc
             )
     elements: list[int | str] = list(tokens.token_ids)
     for slot in tokens.slots:
-        picture = fingerprint(reference_latents[slot.image])
+        picture = tensor_key(reference_latents[slot.image])
         elements[slot.start : slot.stop] = [picture] * (slot.stop - slot.start)
     return Prefix(tokens, tuple(reference_latents), tuple(elements))
 
