@@ -52,7 +52,9 @@ class EncodeRequest:
 
     def __post_init__(self) -> None:
         if self.width % TOKEN_PIXELS or self.height % TOKEN_PIXELS:
-            raise ValueError(f"width and height must be multiples of 16, got {self.width} x {self.height}")
+            raise ValueError(
+                f"width and height must be multiples of {TOKEN_PIXELS}, got {self.width} x {self.height}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.prefix import TokenSequence
 from ..dit.omnigen.prompt import tagged_prompt, tokenize_prompt
+from ..dit.omnigen.resolution import TOKEN_PIXELS
 
 NEEDED_WORDS = ("<|user|>", "<|end|>", "<|assistant|>")
 START = "<s>"
@@ -40,7 +41,7 @@ class OmniGenProcessor:
         Raises ValueError on wrong tags, and when text, pictures and a target of `target_tokens` together are
         longer than the model's positions.
         """
-        counts = [height * width // 256 for height, width in image_sizes]
+        counts = [height * width // TOKEN_PIXELS**2 for height, width in image_sizes]
         tokens = tokenize_prompt(prompt, counts, self.encode)
         total = len(tokens.token_ids) + 1 + target_tokens
         if total > self.config.max_position_embeddings:

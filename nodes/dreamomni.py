@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from ..dit.dreamomni.drag import DragOperation, drag_prompt
 from ..dit.dreamomni.drag_points import EXAMPLE, points_from_text
-from ..dit.dreamomni.masking import MAX_SIDE, Border, masked_source
+from ..dit.dreamomni.masking import Border, masked_source
 from ..dit.references import flatten_on_white
+from ..dit.sizes import MAX_SIDE
 from ..model_loaders.dreamomni import WEIGHT_DTYPES, load_dreamomni
 from ..model_loaders.paths import model_folder, model_folder_names, register_folders
 from .choices import chosen

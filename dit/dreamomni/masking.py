@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_SIDE = 16384
+from ..sizes import MAX_SIDE
 
 
 class Border(NamedTuple):

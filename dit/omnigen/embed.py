@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .resolution import TOKEN_PIXELS
+
 BASE_GRID = 64
 """The 192-token table runs over the coordinates 0..64, so one token is a third of a step."""
 TIME_CHANNELS = 256
@@ -39,8 +41,8 @@ def grid_positions(
     """
     if max(height, width) > max_grid:
         raise ValueError(
-            f"a picture of {width * 16} x {height * 16} px is too large: "
-            f"the model's positions end at {max_grid * 16} px a side"
+            f"a picture of {width * TOKEN_PIXELS} x {height * TOKEN_PIXELS} px is too large: "
+            f"the model's positions end at {max_grid * TOKEN_PIXELS} px a side"
         )
     columns = axis_positions((max_grid - width) // 2, width, hidden_size // 2, max_grid)
     rows = axis_positions((max_grid - height) // 2, height, hidden_size // 2, max_grid)

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from ..content import tensor_key
 from .layout import Slot
+from .resolution import TOKEN_PIXELS
+
+PATCH_SIZE = 2
+"""Latent pixels on the side of a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Prefix:
         return Prefix(self.tokens, latents, self.elements)
 
 
-def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor], patch_size: int = 2) -> Prefix:
+def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor]) -> Prefix:
     """Join tokens and latents; raises if a slot and its picture do not have the same number of tokens."""
     for slot in tokens.slots:
         if slot.image >= len(reference_latents):
@@ -56,7 +60,7 @@ def make_prefix(tokens: TokenSequence, reference_latents: Sequence[Tensor], patc
                 f"the conditioning holds {len(reference_latents)}"
             )
         height, width = reference_latents[slot.image].shape[-2:]
-        count = (height // patch_size) * (width // patch_size)
+        count = (height // PATCH_SIZE) * (width // PATCH_SIZE)
         if slot.stop - slot.start != count:
             raise ValueError(
                 f"reference {slot.image + 1} has {count} tokens, its place in the prompt "
@@ -88,8 +92,9 @@ def sequence_from_tensor(ids: Tensor, sizes: Sequence[tuple[int, int]]) -> Token
             )
         stop = position + sizes[image][0] * sizes[image][1]
         if set(flat[position:stop]) != {-(image + 1)} or stop > len(flat):
+            height, width = (side * TOKEN_PIXELS for side in sizes[image])
             raise ValueError(
-                f"reference {image + 1} is {sizes[image][1] * 16} x {sizes[image][0] * 16} px, "
+                f"reference {image + 1} is {width} x {height} px, "
                 "but was another size when the prompt was encoded: encode it again"
             )
         slots.append(Slot(position, stop, image))

@@ -34,13 +34,16 @@ def scaled(picture: Image.Image, factor: float) -> Image.Image:
 def fit_reference(image: Tensor, max_size: int) -> Tensor:
     """Pictures (B, H, W, 3) in 0..1 as OmniGen reads them; raises if a side stays over 3072 px."""
     if max_size < TOKEN_PIXELS or max_size % TOKEN_PIXELS:
-        raise ValueError(f"max_image_size must be a multiple of 16 from 16 on, got {max_size}")
+        raise ValueError(
+            f"max_image_size must be a multiple of {TOKEN_PIXELS} from {TOKEN_PIXELS} on, got {max_size}"
+        )
     height, width = image.shape[1:3]
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     fitted = [np.asarray(fit_picture(Image.fromarray(picture), max_size)) for picture in pixels]
     if max(fitted[0].shape[:2]) > MAX_SIDE:
         raise ValueError(
             f"a picture of {width} x {height} px becomes {fitted[0].shape[1]} x {fitted[0].shape[0]} px, "
-            f"because its short side must keep 16 px; a side may have {MAX_SIDE} px at most: crop the picture"
+            f"because its short side must keep {TOKEN_PIXELS} px; a side may have {MAX_SIDE} px at most: "
+            "crop the picture"
         )
     return torch.from_numpy(np.stack(fitted)).float() / 255
