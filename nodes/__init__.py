@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..model_loaders.paths import register_folders
 from . import (
     dataset,
     dreamomni,
@@ -47,5 +48,6 @@ class DreamOmniExtension(ComfyExtension):
     """Everything the pack offers to ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """All nodes of the pack."""
+        """All nodes of the pack; their choices list the model folders, which are registered first."""
+        register_folders()
         return NODES

@@ -12,14 +12,12 @@ from ..dit.dreamomni.masking import Border, masked_source
 from ..dit.references import flatten_on_white
 from ..dit.sizes import MAX_SIDE
 from ..model_loaders.dreamomni import WEIGHT_DTYPES, load_dreamomni
-from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..model_loaders.paths import model_folder, model_folder_names
 from .choices import chosen
 from .fingerprints import dreamomni_state
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY, Vlm
-
-register_folders()
 
 NOTHING_MASKED = "Nothing is masked and no border is added: the picture goes on unchanged."
 SIDES = ("left", "top", "right", "bottom")

@@ -12,13 +12,11 @@ from ..dit.references import ReferenceSet
 from ..model_loaders.omnigen import WEIGHT_DTYPES, load_omnigen
 from ..model_loaders.omnigen_encode import EncodeRequest, OutputSize, PromptStyle, encode_request
 from ..model_loaders.omnigen_processor import OmniGenProcessor
-from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..model_loaders.paths import model_folder, model_folder_names
 from .choices import chosen
 from .fingerprints import model_folder_state
 from .schema import node_input, node_schema
 from .types import CATEGORY, Processor, References
-
-register_folders()
 
 CACHE_MODES = ("on", "8 bit", "off")
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..dit.dreamomni.vae import SmallVAEConfig
 from ..model_loaders.dreamomni_vae import open_vae
-from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..model_loaders.paths import model_folder, model_folder_names
 from ..training.config import one_of
 from ..training.dataset import EditDataset
 from ..training.families.dreamomni_setup import LATENT, read_latent
@@ -29,8 +29,6 @@ from .training_job import make_job
 from .training_results import publish_export, require_free, result_state
 from .training_run import CONTINUE, chosen_name
 from .types import CATEGORY
-
-register_folders()
 
 FOLDER = "dreamomni_vae"
 NEW = "a new one"

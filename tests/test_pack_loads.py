@@ -39,6 +39,23 @@ def test_every_node_has_a_valid_schema_of_ours() -> None:
         assert all(output.display_name for output in schema.outputs), schema.node_id
 
 
+def test_the_model_folders_are_registered_before_the_choices_are_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pack.model_loaders.paths import FOLDERS
+
+    import folder_paths
+
+    nodes_of_the_pack()
+    known = folder_paths.folder_names_and_paths
+    rest = {key: value for key, value in known.items() if key not in FOLDERS}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", rest)
+    for node in nodes_of_the_pack():
+        node.GET_SCHEMA()
+    assert rest.keys() >= FOLDERS.keys()
+    assert {key: rest[key][0] for key in FOLDERS} == {key: known[key][0] for key in FOLDERS}
+
+
 BARE = """
 import asyncio, importlib.util, sys
 root, host = sys.argv[1:]
