@@ -142,7 +142,7 @@ class ExactCache:
     def write_missing(
         self, model: Any, store: ReferenceStore, missing: dict[ReferenceKey, Wanted], options: dict[str, Any]
     ) -> bool:
-        """Load the weights the reference branch uses and write; whether that went to system memory."""
+        """Load the weights the reference branch uses and write. True if it was written to system memory."""
         writer = model if self.settings.lora_on_references else without_patches(model)
         shape = max((item.latent.shape for item in missing.values()), key=lambda size: size[-1] * size[-2])
         needed = sum(kept_bytes(self.network, item.latent, self.settings) for item in missing.values())
