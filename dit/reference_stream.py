@@ -34,18 +34,6 @@ class Lane(Protocol):
         ...
 
 
-class DirectLane:
-    """Copies in the order of the program: for devices without streams."""
-
-    def start(self, slot: int, copies: Copies) -> None:
-        """Copy now."""
-        for source, target in copies:
-            target.copy_(source)
-
-    def finish(self, slot: int) -> None:
-        """Nothing is under way."""
-
-
 class CudaLane:
     """Copies on a stream of their own, beside the computing."""
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from direct_lane import DirectLane
 from pack.dit.reference_cache import KeptLayer, KeptReference, ReferenceReader, stream_references
-from pack.dit.reference_stream import BlockStream, Copies, CudaLane, DirectLane, lane_for
+from pack.dit.reference_stream import BlockStream, Copies, CudaLane, lane_for
 from pack.dit.stored_tensor import StoredTensor
 from torch import Tensor
 

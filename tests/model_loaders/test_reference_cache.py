@@ -285,7 +285,7 @@ def test_references_in_system_memory_are_streamed(
     model: Any, settings: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a card: every block's references are sent for during the block before, in two slots."""
-    from pack.dit.reference_stream import DirectLane
+    from direct_lane import DirectLane
     from pack.dit.stored_tensor import StoredTensor
     from pack.model_loaders import reference_cache as module
 
