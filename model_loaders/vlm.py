@@ -6,7 +6,6 @@ first asked, and ComfyUI's model management moves them, partly or wholly, and fr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ from .encode_cache import PICTURES, FeatureCache, PictureCache
 from .vlm_files import VLMFolder, open_vlm_folder
 from .vlm_layers import move_buffers, use_castable_layers
 from .vlm_quantize import QUANTIZERS, import_bitsandbytes, quantize
-
-logger = logging.getLogger("dreamomni")
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", *QUANTIZERS)
 

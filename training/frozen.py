@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .config import MemoryConfig
 from .optimizers import NF4_INSTEAD, NF4_NEEDS, optional_package
 from .pinned import PinnedSlabs
-from .streaming import AHEAD, BACKWARD, Conveyor, forward_phase
+from .streaming import BACKWARD, Conveyor, forward_phase
 
 FP8_LARGEST = 448.0
 INT8_LARGEST = 127.0
@@ -104,12 +104,12 @@ def frozen_linear(linear: nn.Linear, memory: MemoryConfig, device: torch.device)
     return FrozenLinear(weight, None if scale is None else scale.to(device), bias)
 
 
-def stream_layers(network: nn.Module, device: torch.device, ahead: int = AHEAD) -> Conveyor | None:
+def stream_layers(network: nn.Module, device: torch.device) -> Conveyor | None:
     """Let the layers of a network that lie in host memory share a conveyor; None where there are none."""
     layers = [module for module in network.modules() if isinstance(module, FrozenLinear)]
     if not layers:
         return None
-    conveyor, slabs = Conveyor(layers, device, ahead), PinnedSlabs()
+    conveyor, slabs = Conveyor(layers, device), PinnedSlabs()
     for layer in layers:
         if device.type == "cuda":
             layer.weight.data = slabs.hold(layer.weight.data)

@@ -19,7 +19,7 @@ from ..files import file_sha256, write_json
 from ..launch import TrainingError
 from ..process import chosen_device
 from ..recipes.loading import add_lora, load_trained
-from ..recipes.small_run import LORAS, Train, encode_for
+from ..recipes.small_run import LORAS, encode_for
 from ..recipes.small_tasks import Weighted
 from ..recipes.small_vlm import ensure_small_vlm
 from ..run_file import RunFile, run_lock
@@ -55,10 +55,8 @@ def train_here(run: RunFile, folder: Path, heard: Heard) -> int:
 class Workplace:
     """The folder of all runs, the cases they are judged on, and the model that LoRAs are trained on."""
 
-    def __init__(
-        self, folder: Path, budget: Budget, model: Path | None = None, train: Train = train_here
-    ) -> None:
-        self.folder, self.budget, self.model, self.train = folder, budget, model, train
+    def __init__(self, folder: Path, budget: Budget, model: Path | None = None) -> None:
+        self.folder, self.budget, self.model = folder, budget, model
         self._held_out: dict[str, HeldOut] = {}
 
     def of(self, job: Job) -> Path:
@@ -156,7 +154,7 @@ def trained_model(place: Workplace, job: Job) -> Path:
     hashes = {"vlm": file_sha256(vlm / "model.safetensors")}
     curve = Curve(place, job, lambda: load_trained(model))
     file = RunFile(config=job.config(vlm), cache=str(run.cache), device="cpu", base_hashes=hashes)
-    run_to_the_end(place, file, run.folder, curve)
+    run_to_the_end(file, run.folder, curve)
     return model
 
 
@@ -178,7 +176,7 @@ def lora_model(place: Workplace, job: Job) -> Path:
 
     hashes = {"model": file_sha256(base / "dit.safetensors")}
     file = RunFile(config=config, cache=str(run.cache), device="cpu", base_hashes=hashes)
-    run_to_the_end(place, file, run.folder, Curve(place, job, adapted))
+    run_to_the_end(file, run.folder, Curve(place, job, adapted))
     (model / LORAS).mkdir(exist_ok=True)
     shutil.copyfile(lora, model / LORAS / "edit.safetensors")
     return model
@@ -236,9 +234,9 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
     return sorted(points, key=lambda point: point["step"])
 
 
-def run_to_the_end(place: Workplace, file: RunFile, folder: Path, curve: Curve) -> None:
+def run_to_the_end(file: RunFile, folder: Path, curve: Curve) -> None:
     """Train or go on; TrainingError for a run that failed."""
-    code = place.train(file, folder, curve)
+    code = train_here(file, folder, curve)
     if code != 0:
         raise TrainingError(f"{file.config.name} ended with code {code}")
 

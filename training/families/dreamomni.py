@@ -76,8 +76,7 @@ class DreamOmniFamily(Family):
             hold_frozen(network, config.memory, device, skip=("stem", "exit", "time_in", "roles", "vlm_in"))
             return network
         if trains_vlm(config):
-            template = str(config.options.get("template", DEFAULT_TEMPLATE))
-            return load_pair(network, Path(config.base["vlm"]), template).to(device)
+            return load_pair(network, Path(config.base["vlm"]), DEFAULT_TEMPLATE).to(device)
         return network.to(device)
 
     def adapter_targets(self, config: RunConfig) -> list[str]:

@@ -45,13 +45,6 @@ ATTENTION_TARGETS = (
     "attn.add_v_proj",
     "attn.to_add_out",
 )
-FEED_FORWARD_TARGETS = (
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-    "proj_mlp",
-)
 
 
 def packed(latent: Tensor) -> Tensor:
@@ -97,9 +90,8 @@ class KontextFamily(Family):
         return "context"
 
     def adapter_targets(self, config: RunConfig) -> list[str]:
-        """All attention projections; `options["targets"] = "all"` adds the feed-forward layers."""
-        wide = config.options.get("targets") == "all"
-        return [*ATTENTION_TARGETS, *(FEED_FORWARD_TARGETS if wide else ())]
+        """All attention projections."""
+        return list(ATTENTION_TARGETS)
 
     def block_classes(self, network: nn.Module) -> tuple[type[nn.Module], ...]:
         """Both kinds of FLUX block."""

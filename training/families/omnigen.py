@@ -73,9 +73,8 @@ class OmniGenFamily(Family):
         return "ids"
 
     def adapter_targets(self, config: RunConfig) -> list[str]:
-        """The authors' targets, attention's projections; `options["targets"] = "all"` adds the MLP."""
-        wide = config.options.get("targets") == "all"
-        return [*LORA_TARGETS, *(("mlp.gate_up_proj", "mlp.down_proj") if wide else ())]
+        """The authors' targets, attention's projections."""
+        return list(LORA_TARGETS)
 
     def block_classes(self, network: nn.Module) -> tuple[type[nn.Module], ...]:
         """The decoder layers."""

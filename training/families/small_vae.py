@@ -91,8 +91,7 @@ class SmallVaeFamily(Family):
             network.keep(batch.target)
         drawn, divergence = network(batch.target)
         difference = (drawn.float() - batch.target.float()).flatten(1)
-        weight = float(config.options.get("kl_weight", KL_WEIGHT))
-        return difference.abs().mean(1) + difference.square().mean(1) + weight * divergence.float()
+        return difference.abs().mean(1) + difference.square().mean(1) + KL_WEIGHT * divergence.float()
 
     def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
         """A VAE has no velocity."""

@@ -25,8 +25,8 @@ def load_trained(folder: Path) -> TrainedPair:
 
 
 @torch.no_grad()
-def add_lora(pair: TrainedPair, path: Path, strength: float = 1.0) -> None:
-    """Add `strength` times a LoRA file to the network's weights; ValueError for a foreign file."""
+def add_lora(pair: TrainedPair, path: Path) -> None:
+    """Add a LoRA file to the network's weights; ValueError for a foreign file."""
     tensors = load_file(path)
     names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     layers = dict(pair.dit.named_modules())
@@ -37,7 +37,7 @@ def add_lora(pair: TrainedPair, path: Path, strength: float = 1.0) -> None:
         down, up = tensors[f"{name}.lora_A.weight"].float(), tensors[f"{name}.lora_B.weight"].float()
         scaling = float(tensors[f"{name}.alpha"]) / len(down)
         weight = layer.get_parameter("weight")
-        weight += strength * scaling * (up @ down).to(weight)
+        weight += scaling * (up @ down).to(weight)
 
 
 def plain_sample(
