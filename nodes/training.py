@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dit.dreamomni.config import PRESETS as NETWORKS
-from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..model_loaders.paths import model_folder, model_folder_names
 from ..model_loaders.weight_files import weight_names, weight_paths
 from ..training.config import one_of
 from ..training.dataset import EditDataset
@@ -55,8 +55,6 @@ from .training_results import (
 from .training_run import CONTINUE, base_role, chosen_name
 from .training_translator import joint_job, joint_name, lora_half
 from .types import Processor, Vlm
-
-register_folders()
 
 BASES = "diffusion_models"
 FOLDER_FAMILIES = ("omnigen", "dreamomni")

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..dit.references import ReferenceSet, Task
 from ..model_loaders.encode_cache import FEATURES
-from ..model_loaders.paths import model_folder, model_folder_names, register_folders
+from ..model_loaders.paths import model_folder, model_folder_names
 from ..model_loaders.vlm import PRECISIONS, LoadedVLM, load_vlm
 from ..vlm import encoder
 from ..vlm.chat import TEMPLATES
@@ -22,8 +22,6 @@ from .pictures import in_bucket
 from .progress import progress_reporter
 from .schema import node_input, node_schema
 from .types import CATEGORY, References, Vlm
-
-register_folders()
 
 LAYER_LIMIT = 256
 REPLY_LIMIT = 32768

@@ -38,6 +38,10 @@ if HOST is not None:
 
     args.cpu = True
 
+    from pack.model_loaders.paths import register_folders
+
+    register_folders()  # as the extension does before ComfyUI reads the nodes' choices
+
 from live_server import live_server  # noqa: E402, F401
 
 
@@ -67,8 +71,6 @@ def models_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     import folder_paths
 
-    # In the real table too: node files register at import, which may happen in the middle of a test.
-    paths.register_folders()
     folders = {}
     for kind, (_, extensions) in folder_paths.folder_names_and_paths.items():
         (tmp_path / "models" / kind).mkdir(parents=True, exist_ok=True)

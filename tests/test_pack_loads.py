@@ -69,7 +69,10 @@ spec.loader.exec_module(pack)
 sys.path.append(host)
 from comfy.cli_args import args
 args.cpu = True
+import folder_paths
+before = dict(folder_paths.folder_names_and_paths)
 extension = asyncio.run(pack.comfy_entrypoint())
+assert folder_paths.folder_names_and_paths == before, "folders change when nodes are asked for, not at import"
 print(len(asyncio.run(extension.get_node_list())))
 """
 

@@ -23,7 +23,7 @@ def content_key(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def picture_key(image: Image.Image, encoder: str) -> str:
+def encoded_picture_key(image: Image.Image, encoder: str) -> str:
     """Key of a picture of the size it is encoded at, by its pixels and the encoder's identity."""
     return content_key("picture", encoder, f"{image.mode} {image.width}x{image.height}", image.tobytes())
 

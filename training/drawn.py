@@ -128,7 +128,7 @@ class DrawnStore(SampleStore):
             reference_pixels=pictures,
         )
 
-    def distinct_shapes(self) -> list[list[list[int]]]:
+    def shapes(self) -> list[list[list[int]]]:
         """Shapes of a target with a source and of one reference, for an estimate of memory."""
         config = self.synthesizer.config
         canvas, square = [3, config.height, config.width], [3, config.reference_size, config.reference_size]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..dit.sizes import DEFAULT_SIZE, kontext_bucket
 from .answers import lesson
-from .cache import TensorCache, content_key, picture_key, prompt_key
+from .cache import TensorCache, content_key, encoded_picture_key, prompt_key
 from .config import RunConfig
 from .dataset import EditDataset, EditSample
 from .families.base import PROMPT_VARIANTS, EncodePlan
@@ -148,7 +148,7 @@ class Encoding:
 
     def picture(self, image: Image.Image, sample: str) -> tuple[str, list[int]]:
         """(key, shape) of an encoded picture of final size; `sample` is named in errors."""
-        key = picture_key(image, self.encode_picture.identity)
+        key = encoded_picture_key(image, self.encode_picture.identity)
         if key in self.cache:
             try:
                 return key, self.cache.shape(key)
@@ -161,7 +161,7 @@ class Encoding:
 
     def stored(self, image: Image.Image, kind: str, make: Callable[[Image.Image], Tensor]) -> str:
         """Key of pixels or a mask kept as they are."""
-        key = picture_key(image, kind)
+        key = encoded_picture_key(image, kind)
         if key not in self.cache:
             self.cache.write(key, {"latent": make(image)})
         return key
@@ -172,7 +172,7 @@ class Encoding:
         encode = self.encode_prompt
         if isinstance(encode, ModalPromptEncoder):
             encode = encode.for_mode(sample.mode)
-        key = prompt_key(text, [picture_key(image, "seen") for image in seen], encode.identity)
+        key = prompt_key(text, [encoded_picture_key(image, "seen") for image in seen], encode.identity)
         if key not in self.cache:
             encoded = encode(text, seen)
             require_finite(encoded, sample.id, "the text encoder")
@@ -214,7 +214,7 @@ class Encoding:
         }
         mask = self.stored(resized(sample.mask, target_size), "mask", mask_of) if sample.mask else None
         keep = references if self.plan.keep_pixels else []
-        origin, *others = [picture_key(picture, "origin") for picture in (sample.target, *pictures)]
+        origin, *others = [encoded_picture_key(picture, "origin") for picture in (sample.target, *pictures)]
         return SampleEntry(
             id=sample.id,
             task=sample.task,

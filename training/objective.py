@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Families read both beside the loss.
-from ..samplers.flow import noised as noised
-from ..samplers.flow import velocity_target as velocity_target
 from .config import ObjectiveConfig
 
 PAPER_WEIGHT_LIMIT = 64.0

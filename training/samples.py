@@ -146,7 +146,7 @@ class SampleStore:
             reference_pixels=() if bare else tuple(latent(key) for key in entry.reference_pixels),
         )
 
-    def distinct_shapes(self) -> list[list[list[int]]]:
+    def shapes(self) -> list[list[list[int]]]:
         """Shapes of target and references of every sample, for an estimate of memory."""
         return [entry.shapes for entry in self.entries]
 

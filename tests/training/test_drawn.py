@@ -93,7 +93,7 @@ def test_a_run_folder_with_a_recipe_draws(tmp_path) -> None:
     opened = place.open_samples(32)
     opened.close()
     assert isinstance(opened, DrawnStore)
-    assert opened.distinct_shapes() == [[[3, 32, 32]] * 3]
+    assert opened.shapes() == [[[3, 32, 32]] * 3]
     other = DrawnStore(samples(count=61))
     other.close()
     assert dataset_fingerprint(opened.entries) != dataset_fingerprint(other.entries)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pack.dit.references import ResizeRule, Task, build_references
 from pack.training import encode
-from pack.training.cache import TensorCache, picture_key, prompt_key
+from pack.training.cache import TensorCache, encoded_picture_key, prompt_key
 from pack.training.config import ObjectiveConfig, RunConfig, StageConfig, ValidationConfig
 from pack.training.dataset import EditSample, open_dataset
 from pack.training.encode import Encoding, bucket_size, encode_dataset, mask_of, read_manifest
@@ -235,10 +235,10 @@ def test_buckets(size: tuple[int, int], resolution: int, expected: tuple[int, in
 
 def test_keys_change_with_content_encoder_and_pictures_only() -> None:
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    assert picture_key(red, "vae") == picture_key(red.copy(), "vae")
-    assert picture_key(red, "vae") != picture_key(blue, "vae")
-    assert picture_key(red, "vae") != picture_key(red, "other vae")
-    assert picture_key(red, "vae") != picture_key(red.resize((4, 16)), "vae")
+    assert encoded_picture_key(red, "vae") == encoded_picture_key(red.copy(), "vae")
+    assert encoded_picture_key(red, "vae") != encoded_picture_key(blue, "vae")
+    assert encoded_picture_key(red, "vae") != encoded_picture_key(red, "other vae")
+    assert encoded_picture_key(red, "vae") != encoded_picture_key(red.resize((4, 16)), "vae")
     assert prompt_key("a", ["b"], "t5") != prompt_key("ab", [], "t5")
 
 

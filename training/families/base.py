@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...samplers.flow import noised, velocity_target
 from ..config import RunConfig, one_of
-from ..objective import noised, region_weights, velocity_loss, velocity_target
+from ..objective import region_weights, velocity_loss
 
 if TYPE_CHECKING:
     from ..samples import SampleStore
@@ -184,7 +185,7 @@ class Family(ABC):
     def largest_sample(self, store: SampleStore, config: RunConfig) -> int:
         """Tokens of the largest sample, words and pictures together: what activations grow with."""
         side = self.token_side(config)
-        shapes = store.distinct_shapes()
+        shapes = store.shapes()
         if self.prompt_holds_references:
             shapes = [sample[:1] for sample in shapes]
         pictures = [sum(-(-h // side) * -(-w // side) for _, h, w in sample) for sample in shapes]
