@@ -11,9 +11,10 @@ from pathlib import Path
 import folder_paths
 
 from ..dit.dreamomni.storage import CONFIG, read_json
+from ..dit.whole_files import whole_file, write_text
 from ..training.checkpoint import checkpoint_steps
 from ..training.config import check_run_name
-from ..training.files import flush_to_disk, temporary_beside, whole_folder, write_json, write_text
+from ..training.files import whole_folder, write_json
 from ..training.trainer import CHECKPOINTS, EXPORTS
 from .fingerprints import UNKNOWN
 from .own_writes import OWN_WRITES
@@ -108,13 +109,8 @@ def result_state(key: str, run_name: str | None, resume: str | None = CONTINUE) 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file so that the target is never half there."""
-    partial = temporary_beside(target)
-    try:
+    with whole_file(target) as partial:
         shutil.copyfile(source, partial)
-        flush_to_disk(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def keep_vae_name(older: Path, newer: Path) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import file_sha256, flush_to_disk, require_space, write_json, write_tensors
+from ..dit.whole_files import PARTIAL, flush_to_disk
+from .files import file_sha256, require_space, write_json, write_tensors
 
 log = logging.getLogger("dreamomni")
 
@@ -56,7 +57,7 @@ def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None)
     """Write a checkpoint and then remove older ones; OSError (disk full) leaves the older ones untouched."""
     require_space(folder, sum(t.numel() * t.element_size() for t in state.tensors.values()), "a checkpoint")
     remove_partial(folder)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         write_tensors(partial / TENSORS, state.tensors)
         write_json(partial / STATE, {"step": state.step, "data": state.data})
@@ -82,7 +83,7 @@ def mark(folder: Path) -> None:
 
 def remove_partial(folder: Path) -> None:
     """Clear away what a killed run left half written."""
-    for leftover in folder.glob(".partial-*"):
+    for leftover in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -1,113 +1,39 @@
-"""Writing files that are either whole or absent, whatever happens in between."""
+"""A run's files: tensors, folders and JSON written whole or not at all, hashes, and room on the disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..dit import whole_files
+from ..dit.safetensors_files import write_errors
+from ..dit.whole_files import whole_file, write_text
+
 CHUNK = 1 << 22
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file, or on POSIX a folder, so that a power cut cannot lose it after a rename."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def temporary_beside(path: Path) -> Path:
-    """A fresh name in the folder of `path`, so that a rename stays on one disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp: what takes the file's place should be readable to whom other files are. Without the
-    # suffix: what a crash leaves in a models folder would be offered by ComfyUI's lists.
-    partial = path.with_name(f".partial-{uuid.uuid4().hex}")
-    partial.touch(exist_ok=False)
-    return partial
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """A safetensors file at `path`, atomically."""
-    partial = temporary_beside(path)
-    try:
+    with whole_file(path) as partial, write_errors(path.name):
         plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        try:
-            save_file(plain, partial, metadata=dict(metadata or {}))
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"{path.name} could not be written: {error}") from error
-        flush_to_disk(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        save_file(plain, partial, metadata=dict(metadata or {}))
 
 
 @contextmanager
 def whole_folder(folder: Path, keep: bool = False, ours: Collection[str] = ()) -> Generator[Path]:
-    """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise.
-
-    With `keep`, what the older folder has and the new one does not bring moves over, but for names in `ours`.
-    """
-    folder = folder.resolve()  # a link stays, and the folder it leads to is replaced
-    partial = folder.with_name(f".partial-{folder.name}")
-    aside = folder.with_name(f".old-{folder.name}")
-    end_exchange(aside, folder, keep, ours)  # a process was killed in the middle of one
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    """`whole_files.whole_folder` for weights: a disk that fills up meanwhile is told as an OSError."""
+    with write_errors(folder.resolve().name), whole_files.whole_folder(folder, keep, ours) as partial:
         yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                flush_to_disk(path)
-        if folder.exists():
-            folder.rename(aside)
-        try:
-            partial.rename(folder)
-        finally:
-            end_exchange(aside, folder, keep, ours)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"{folder.name} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def end_exchange(aside: Path, folder: Path, keep: bool, ours: Collection[str]) -> None:
-    """Put the older folder back if no new one came, else take from it what is to be kept and delete it."""
-    if not aside.exists():
-        return
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    if keep:
-        for entry in list(aside.iterdir()):
-            if entry.name not in ours and not os.path.lexists(folder / entry.name):
-                entry.rename(folder / entry.name)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file at `path`, atomically."""
-    partial = temporary_beside(path)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush_to_disk(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ..dit.whole_files import PARTIAL
 from .checkpoint import checkpoint_steps
 from .config import RunConfig
 from .encode import read_manifest
@@ -174,7 +175,7 @@ def half_written(folder: Path) -> dict[Path, tuple[int, int]]:
     found = {}
     for place in (CHECKPOINTS, EXPORTS):
         with suppress(FileNotFoundError):  # finished while we look
-            for partial in (folder / place).glob(".partial-*"):
+            for partial in (folder / place).glob(f"{PARTIAL}*"):
                 for path in (partial, *partial.rglob("*")):
                     status = path.stat()
                     found[path] = (status.st_size, status.st_mtime_ns)

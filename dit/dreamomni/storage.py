@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..safetensors_files import write_errors
 from ..tensor_names import tensor_faults
+from ..whole_files import whole_file, write_text
 from .config import DreamOmniConfig
 from .network import DreamOmniNetwork
 from .vae import SmallVAE, SmallVAEConfig
@@ -46,19 +47,14 @@ class FolderIndex:
                 )
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, force it to disk, put it in place; no trace is left on error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            write(partial)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"{path.name} could not be written: {error}") from error
-        with open(partial, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file at `path`, atomically; OSError when the disk is full."""
+    with whole_file(path) as partial, write_errors(path.name):
+        save_file(
+            {name: part.detach().cpu().contiguous() for name, part in weights.items()},
+            partial,
+            dict(metadata),
+        )
 
 
 def save_dreamomni(
@@ -77,9 +73,8 @@ def save_dreamomni(
     check_weights({name: tuple(part.shape) for name, part in weights.items()}, index.network, "the weights")
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**(metadata or {}), "format": "pt", "dreamomni.config": index.network.to_json()}
-    stored = {name: part.detach().cpu().contiguous() for name, part in weights.items()}
     written = [folder / WEIGHTS]
-    write_whole(written[0], lambda path: save_file(stored, path, facts))
+    write_weights(written[0], weights, facts)
     if vae is not None:
         written += save_vae(folder / index.vae, vae)
     written.append(folder / CONFIG)
@@ -89,22 +84,16 @@ def save_dreamomni(
         "vlm": index.vlm,
         "vae": index.vae,
     }
-    write_whole(written[-1], lambda path: _write_text(path, json.dumps(text, indent=2)))
+    write_text(written[-1], json.dumps(text, indent=2))
     return written
 
 
 def save_vae(folder: Path, vae: SmallVAE) -> list[Path]:
     """Write a small VAE's folder; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: part.detach().cpu().contiguous() for name, part in vae.state_dict().items()}
-    config = json.dumps(asdict(vae.config), indent=2)
-    write_whole(folder / VAE_WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
-    write_whole(folder / CONFIG, lambda path: _write_text(path, config))
+    write_weights(folder / VAE_WEIGHTS, vae.state_dict(), {"format": "pt"})
+    write_text(folder / CONFIG, json.dumps(asdict(vae.config), indent=2))
     return [folder / VAE_WEIGHTS, folder / CONFIG]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

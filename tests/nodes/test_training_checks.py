@@ -169,7 +169,7 @@ def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_d
 
 def test_what_a_crash_leaves_is_no_adapter_to_choose(models_dir: Path, output_dir: Path) -> None:
     """A process that is killed between the copy and the rename leaves a file with no suffix of a model."""
-    from pack.training.files import temporary_beside
+    from pack.dit.whole_files import temporary_beside
 
     import folder_paths
 

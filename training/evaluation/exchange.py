@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ...dit.whole_files import clear_partial_files, flush_to_disk, whole_file
 from ..datasets.records import decode_picture, flatten_on_white
 from ..synthesis.render import Canvas
-from ..synthesis.writers import PARTIAL, encode_png, finish, flush
+from ..synthesis.writers import encode_png
 from .cases import Case
 from .run import Editor
 
@@ -42,21 +43,17 @@ def write_cases(folder: Path, cases: Iterable[Case]) -> int:
     The list of the cases appears last and whole. Raises ValueError for a folder with other files.
     """
     claim(folder)
+    clear_partial_files(folder)
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     final = folder / CASES_FILE
-    partial = final.with_name(final.name + PARTIAL)
     # An earlier list would name pictures that are about to change.
     final.unlink(missing_ok=True)
     count = 0
-    try:
-        with partial.open("w", encoding="utf-8") as lines:
-            for case in cases:
-                lines.write(json.dumps(write_case(pictures, case), ensure_ascii=False) + "\n")
-                count += 1
-        finish(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(final) as partial, partial.open("w", encoding="utf-8") as lines:
+        for case in cases:
+            lines.write(json.dumps(write_case(pictures, case), ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 
@@ -67,7 +64,7 @@ def write_case(pictures: Path, case: Case) -> dict[str, Any]:
     def save(name: str, canvas: Canvas) -> str:
         path = pictures / f"{case.id}.{name}.png"
         path.write_bytes(encode_png(canvas))
-        flush(path)
+        flush_to_disk(path)
         return path.relative_to(pictures.parent).as_posix()
 
     return {

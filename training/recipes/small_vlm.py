@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ...dit.whole_files import write_text
 from ..families.vlm import keep_old_names
-from ..files import write_json, write_text
+from ..files import write_json
 from .vocabulary import SPECIAL, UNKNOWN, build_tokenizer
 
 CHAT_TEMPLATE = (

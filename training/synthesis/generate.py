@@ -12,13 +12,14 @@ from typing import Any
 
 from filelock import FileLock
 
+from ...dit.whole_files import OLD_SUFFIX, PARTIAL, clear_partial_files, write_text
 from ..datasets.shards import INDEX_SUFFIX
 from ..locks import folder_lock
 from .config import SynthesisConfig
 from .edges import edge_detector
 from .samples import Sample, Synthesizer
 from .scene import to_json
-from .writers import FORMATS, PARTIAL, WRITERS, FolderWriter
+from .writers import FORMATS, WRITERS, FolderWriter
 
 log = logging.getLogger("dreamomni")
 
@@ -101,7 +102,9 @@ def require_own_folder(folder: Path) -> None:
     """Raise ValueError for a folder that holds something else than a dataset of this pack."""
     if (folder / MANIFEST).is_file() or not folder.is_dir():
         return
-    if any(entry.name != LOCK for entry in folder.iterdir()):
+    # A process that was killed while it wrote the manifest, the first file, left half of it.
+    left = {LOCK, MANIFEST + OLD_SUFFIX}
+    if any(entry.name not in left and not entry.name.startswith(PARTIAL) for entry in folder.iterdir()):
         raise ValueError(
             f"{folder} is not empty and holds no dataset of this pack. Choose another name or empty it."
         )
@@ -125,10 +128,7 @@ def prepare(job: Job, material: str, tasks: Collection[str]) -> list[int]:
         require_same(found, manifest, job.folder)
     if found != manifest:
         # Equal ones are left alone: a changed file would make ComfyUI run all that follows again.
-        job.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(MANIFEST + PARTIAL)
-        partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(manifest, indent=1))
     drop_beyond(job)
     clear_leftovers(job.folder)
     writer = WRITERS[job.format](job.folder)
@@ -197,8 +197,7 @@ def drop_beyond(job: Job) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what belongs to no finished part: half files, lone indices and lone picture folders."""
-    for left in folder.glob(f"*{PARTIAL}"):
-        left.unlink()
+    clear_partial_files(folder)
     for index in folder.glob(f"*{INDEX_SUFFIX}"):
         if not index.with_name(index.name.removesuffix(INDEX_SUFFIX)).is_file():
             index.unlink()

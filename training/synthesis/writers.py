@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Generator, Iterator
@@ -15,12 +14,12 @@ from typing import Any
 
 from PIL import Image
 
+from ...dit.whole_files import flush_to_disk, whole_file
 from ..datasets.shards import INDEX_SUFFIX
 from .render import Canvas
 from .samples import Sample
 
 FORMATS = ("shards", "folder")
-PARTIAL = ".partial"
 COMPRESSION = 1
 """zlib level of the PNG files: flat pictures hardly shrink further, and writing is three times faster."""
 
@@ -68,18 +67,6 @@ def disk_errors(folder: Path) -> Generator[None]:
         raise
 
 
-def flush(path: Path) -> None:
-    """Have a file on the disk; `training.files` does the same, but imports torch, which workers do not."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
-def finish(partial: Path, final: Path) -> None:
-    """Put a complete file in its place in one step."""
-    flush(partial)
-    partial.replace(final)
-
-
 class ShardWriter:
     """`shard-000000.tar` with its index."""
 
@@ -94,18 +81,15 @@ class ShardWriter:
         """Write a whole part; on any error nothing of it stays."""
         final = self.final(part)
         index = final.with_name(final.name + INDEX_SUFFIX)
-        partial, half = (path.with_name(path.name + PARTIAL) for path in (final, index))
         try:
             with disk_errors(self.folder):
-                offsets = self._write_tar(partial, samples)
-                finish(partial, final)
+                with whole_file(final) as partial:
+                    offsets = self._write_tar(partial, samples)
                 # The index last: its size tells a finished part, and beside a longer shard an older index
                 # still fits, as the samples of both are the same.
-                half.write_bytes(b"".join(offset.to_bytes(8, "little") for offset in offsets))
-                finish(half, index)
+                with whole_file(index) as partial:
+                    partial.write_bytes(b"".join(offset.to_bytes(8, "little") for offset in offsets))
         finally:
-            partial.unlink(missing_ok=True)
-            half.unlink(missing_ok=True)
             if not final.exists():
                 index.unlink(missing_ok=True)
 
@@ -138,19 +122,17 @@ class FolderWriter:
     def write(self, part: int, samples: Iterator[Sample]) -> None:
         """Write a whole part; on any error nothing of it stays."""
         final = self.final(part)
-        partial, place = final.with_name(final.name + PARTIAL), self.folder / "pictures" / f"{part:06d}"
+        place = self.folder / "pictures" / f"{part:06d}"
         try:
-            with disk_errors(self.folder):
+            with disk_errors(self.folder), whole_file(final) as partial:
                 place.mkdir(parents=True, exist_ok=True)
                 with partial.open("wb") as lines:
                     for sample in samples:
                         lines.write(dump(self._write_sample(place, sample)) + b"\n")
                 # All before the list: after a power cut it must name nothing that is empty.
                 for path in place.iterdir():
-                    flush(path)
-                finish(partial, final)
+                    flush_to_disk(path)
         finally:
-            partial.unlink(missing_ok=True)
             if not final.exists():
                 shutil.rmtree(place, ignore_errors=True)
 

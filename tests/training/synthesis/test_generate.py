@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pack.dit import whole_files
 from pack.training.dataset import open_dataset
 from pack.training.drawn import DrawnSamples, DrawnStore
 from pack.training.encode import pixels_of
@@ -39,14 +40,16 @@ def test_every_picture_is_on_the_disk_before_the_list_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    flush, replace = writers.flush, Path.replace
-    monkeypatch.setattr(writers, "flush", lambda path: (steps.append(path.name), flush(path)))
+    flush, replace = whole_files.flush_to_disk, Path.replace
+    for module in (writers, whole_files):
+        monkeypatch.setattr(module, "flush_to_disk", lambda path: (steps.append(path.name), flush(path)))
     monkeypatch.setattr(Path, "replace", lambda path, to: (steps.append("in place"), replace(path, to)))
     made = Synthesizer(recipe_for(32, 32, seed=2))
     FolderWriter(tmp_path).write(0, (made.sample(index) for index in range(2)))
     files = [path.name for path in (tmp_path / "pictures" / "000000").iterdir()]
     assert steps[-1] == "in place" and steps.count("in place") == 1
-    assert {*files, "samples-000000.jsonl.partial"} <= set(steps)
+    assert set(files) <= set(steps[:-2])
+    assert steps[-2].startswith(".partial-"), "the list itself, after all that it names"
 
 
 def test_shards_are_the_same_bytes_for_any_number_of_processes(tmp_path: Path) -> None:
@@ -150,15 +153,17 @@ def test_what_was_changed_by_hand_stays(tmp_path: Path) -> None:
 
 
 def test_growth_that_was_cut_off_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(partial: Path, final: Path) -> None:
+    replace = Path.replace
+
+    def full(partial: Path, final: Path) -> Path:
         if final.suffix == ".tar":
             raise OSError(5, "the disk went away")
-        partial.replace(final)
+        return replace(partial, final)
 
     folder = tmp_path / "a"
     generate(job(folder, 3))
     with monkeypatch.context() as patch:
-        patch.setattr("pack.training.synthesis.writers.finish", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="went away"):
             generate(job(folder, 4))
     assert len(open_dataset(folder)) == 3 and open_dataset(folder)[2].instruction
@@ -222,11 +227,16 @@ def test_jobs_that_cannot_be(tmp_path: Path, changes: dict, message: str) -> Non
         job(tmp_path, **changes)
 
 
-def test_a_full_disk_leaves_finished_parts_intact(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_finished_parts_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
     synthesizer = Synthesizer(recipe_for(32, 32, seed=2))
+
+    def on_full_disk(path: Path) -> Path:
+        partial = path.with_name(".partial-full")
+        partial.symlink_to(full)
+        return partial
 
     def part(first: int) -> list:
         return [synthesizer.sample(index) for index in range(first, first + 4)]
@@ -234,9 +244,10 @@ def test_a_full_disk_leaves_finished_parts_intact(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     generate(job(shards, 4))
     before = hashes(shards)
-    (shards / "shard-000001.tar.partial").symlink_to(full)
-    with pytest.raises(OSError, match=r"the disk is full while writing .* All finished parts are intact"):
-        ShardWriter(shards).write(1, iter(part(4)))
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_files, "temporary_beside", on_full_disk)
+        with pytest.raises(OSError, match=r"the disk is full while writing .* All finished parts are intact"):
+            ShardWriter(shards).write(1, iter(part(4)))
     assert hashes(shards) == before and len(open_dataset(shards)) == 4
 
     folder = tmp_path / "folder"
@@ -259,7 +270,7 @@ def test_a_stop_by_the_user_ends_workers_and_keeps_finished_parts(tmp_path: Path
 
     with pytest.raises(Stop):
         generate(job(tmp_path / "a", 400), 2, report)
-    assert not list((tmp_path / "a").glob("*.partial.*"))
+    assert not [path for path in (tmp_path / "a").iterdir() if ".partial" in path.name]
     generate(job(tmp_path / "a", 12))
     generate(job(tmp_path / "b", 12))
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
@@ -297,6 +308,26 @@ def test_two_that_write_one_dataset_are_refused(tmp_path: Path, form: str) -> No
 def test_a_folder_with_nothing_but_a_lock_is_empty(tmp_path: Path) -> None:
     dataset_lock(tmp_path / "a").release()
     assert len(open_dataset(generate(job(tmp_path / "a", 4)))) == 4
+
+
+def test_a_dataset_whose_first_file_was_cut_off_is_begun_again(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    whole_files.temporary_beside(folder / "dataset.json")
+    (folder / "dataset.json.partial").write_text("{")
+    generate(job(folder, 4))
+    generate(job(tmp_path / "b", 4))
+    assert hashes(folder) == hashes(tmp_path / "b")
+
+
+def test_what_a_killed_process_left_goes_when_the_dataset_goes_on(tmp_path: Path) -> None:
+    """Under the names of today and of earlier versions."""
+    folder = tmp_path / "a"
+    generate(job(folder, 4))
+    before = hashes(folder)
+    whole_files.temporary_beside(folder / "shard-000001.tar")
+    (folder / "shard-000001.tar.partial").write_bytes(b"half")
+    generate(job(folder, 4))
+    assert hashes(folder) == before
 
 
 def test_jobs_survive_json(tmp_path: Path) -> None:

@@ -1,16 +1,71 @@
-"""Folders that are whole or absent, and what stays of an older one."""
+"""Files and folders that are whole or absent, and what stays of an older one."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pack.training.files import whole_folder
+from pack.dit.whole_files import clear_partial_files, temporary_beside, whole_file, whole_folder, write_text
 
 
 class Killed(BaseException):
     """Ends everything, as a signal would."""
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, steps = tmp_path / "new" / "notes.json", []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushed(handle: int) -> None:
+        fsync(handle)
+        steps.append(("on the disk", os.fstat(handle).st_size, path.exists()))
+
+    def put(partial: Path, target: Path) -> Path:
+        steps.append(("in place", partial.stat().st_size, path.exists()))
+        return replace(partial, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", put)
+    write_text(path, "new")
+    assert steps == [("on the disk", 3, False), ("in place", 3, False)]
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [Killed, PermissionError])
+@pytest.mark.parametrize("older", [None, "old"])
+def test_an_error_leaves_neither_a_new_file_nor_half_of_one(
+    tmp_path: Path, error: type[BaseException], older: str | None
+) -> None:
+    path = tmp_path / "notes.json"
+    if older is not None:
+        path.write_text(older)
+    before = list(tmp_path.iterdir())
+    with pytest.raises(error), whole_file(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert list(tmp_path.iterdir()) == before
+    assert older is None or path.read_text() == older
+
+
+def test_a_file_that_is_gone_when_the_block_ends_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    write_text(path, "old")
+    with pytest.raises(FileNotFoundError), whole_file(path) as partial:
+        partial.unlink()
+    assert path.read_text() == "old"
+
+
+def test_what_a_crash_leaves_is_cleared_under_its_new_and_its_old_name(tmp_path: Path) -> None:
+    temporary_beside(tmp_path / "shard-000000.tar")
+    (tmp_path / "shard-000000.tar.partial").touch()
+    (tmp_path / "shard-000000.tar").touch()
+    clear_partial_files(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
 
 
 @pytest.mark.parametrize("error", [Killed, PermissionError])

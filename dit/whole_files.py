@@ -1,0 +1,103 @@
+"""Files and folders that are either whole or absent on disk, whatever happens in between.
+
+Standard library only: the processes that draw datasets write here too, and do not load torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial-"
+"""How the name of what is not finished begins."""
+OLD_SUFFIX = ".partial"
+"""How the names of unfinished files of datasets ended in earlier versions."""
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file, or on POSIX a folder, so that a power cut cannot lose it after a rename."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the folder of `path`, so that a rename stays on one disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not mkstemp: what takes the file's place should be readable to whom other files are. Without the
+    # suffix: what a crash leaves in a models folder would be offered by ComfyUI's lists.
+    partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    partial.touch(exist_ok=False)
+    return partial
+
+
+def clear_partial_files(folder: Path) -> None:
+    """Remove the unfinished files that a crash left in a folder in which nobody else writes."""
+    for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"*{OLD_SUFFIX}")):
+        left.unlink()
+
+
+@contextmanager
+def whole_file(path: Path) -> Generator[Path]:
+    """A file to fill, which takes the place of `path` when the block ends well and is gone otherwise."""
+    partial = temporary_beside(path)
+    try:
+        yield partial
+        flush_to_disk(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file at `path`, atomically."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path, keep: bool = False, ours: Collection[str] = ()) -> Generator[Path]:
+    """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise.
+
+    With `keep`, what the older folder has and the new one does not bring moves over, but for names in `ours`.
+    """
+    folder = folder.resolve()  # a link stays, and the folder it leads to is replaced
+    partial = folder.with_name(f"{PARTIAL}{folder.name}")
+    aside = folder.with_name(f".old-{folder.name}")
+    end_exchange(aside, folder, keep, ours)  # a process was killed in the middle of one
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                flush_to_disk(path)
+        if folder.exists():
+            folder.rename(aside)
+        try:
+            partial.rename(folder)
+        finally:
+            end_exchange(aside, folder, keep, ours)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def end_exchange(aside: Path, folder: Path, keep: bool, ours: Collection[str]) -> None:
+    """Put the older folder back if no new one came, else take from it what is to be kept and delete it."""
+    if not aside.exists():
+        return
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    if keep:
+        for entry in list(aside.iterdir()):
+            if entry.name not in ours and not os.path.lexists(folder / entry.name):
+                entry.rename(folder / entry.name)
+    shutil.rmtree(aside, ignore_errors=True)
