@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dit.weight_format import require_safetensors
+from ..dit.safetensors_files import files_of_index, raw_header
 from ..vlm.families import CLASSES
 
 INDEX = "model.safetensors.index.json"
@@ -18,7 +18,6 @@ NEEDED = (
     ("tokenizer settings", (("tokenizer_config.json",),)),
     ("picture processor", (("preprocessor_config.json",), ("processor_config.json",))),
 )
-HEADER_LIMIT = 100 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files the folder's index names, or the single one."""
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        require_safetensors(names, str(index))
-        return [folder / Path(name).name for name in names]
+        return list(files_of_index(index))
     return [folder / "model.safetensors"]
 
 
@@ -145,25 +142,5 @@ def folder_identity(folder: Path, weights: list[Path]) -> str:
         digest.update(path.name.encode() + path.read_bytes())
     for path in weights:
         state = path.stat()
-        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode() + safetensors_header(path))
+        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode() + raw_header(path))
     return digest.hexdigest()
-
-
-def safetensors_header(path: Path) -> bytes:
-    """The header of a safetensors file; raises ValueError for any other file and for one that is cut off."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if 0 < length <= min(HEADER_LIMIT, size) else b""
-    if not header or size != 8 + length + data_length(header):
-        raise ValueError(f"{path} is not a safetensors file, or its download was cut off; fetch it again.")
-    return header
-
-
-def data_length(header: bytes) -> int:
-    """Bytes of tensor data a safetensors header promises; -1 when it is no such header."""
-    try:
-        entries = json.loads(header)
-        return max((tensor["data_offsets"][1] for name, tensor in entries.items() if name != "__metadata__"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return -1

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePath
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import comfy.utils
 import folder_paths
 
+from ..dit.safetensors_files import open_weights, require_all_shards, shard_stem
+
 SUFFIXES = (".safetensors", ".sft")
-SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -32,10 +30,8 @@ def safetensors_names(kind: str) -> list[str]:
 def shard_set(name: str) -> str | None:
     """The name shards go by: their folder, or without one their common stem; None for a whole file."""
     path = PurePath(name)
-    match = SHARD.match(path.name)
-    if match is None:
-        return None
-    return str(path.parent) if path.parent.parts else match["stem"]
+    stem = shard_stem(path.name)
+    return str(path.parent) if stem is not None and path.parent.parts else stem
 
 
 def weight_paths(kind: str, name: str) -> list[Path]:
@@ -53,22 +49,8 @@ def weight_paths(kind: str, name: str) -> list[Path]:
             f"found: {', '.join(weight_names(kind)) or 'none'}. Put it there and press R to refresh."
         )
     if name not in known:
-        check_shards(name, parts)
+        require_all_shards(repr(name), [PurePath(part).name for part in parts])
     return [Path(folder_paths.get_full_path_or_raise(kind, part)) for part in parts]
-
-
-def check_shards(name: str, parts: list[str]) -> None:
-    """Raise FileNotFoundError unless the shards are exactly 1 .. count of one model."""
-    matches = [match for part in parts if (match := SHARD.match(PurePath(part).name))]
-    count = int(matches[0]["count"])
-    found = {int(match["number"]) for match in matches}
-    missing = sorted(set(range(1, count + 1)) - found)
-    if missing or len(matches) != count:
-        wanted = ", ".join(map(str, missing)) or "none"
-        raise FileNotFoundError(
-            f"{name!r} has {len(matches)} of {count} shards, missing: {wanted}. Download the missing "
-            "files; a folder may hold the shards of one model only."
-        )
 
 
 def read_shapes(paths: list[Path]) -> Shapes:
@@ -90,14 +72,3 @@ def read_weights(paths: list[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
         weights |= part
         metadata |= notes or {}
     return weights, metadata
-
-
-def open_weights(path: Path) -> Any:
-    """A safetensors file opened for reading; raises ValueError for one that is damaged or cut short."""
-    try:
-        return safe_open(str(path), framework="pt")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} is damaged or incomplete ({error}); its size is {path.stat().st_size:,} bytes. "
-            "Download it again."
-        ) from error

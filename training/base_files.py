@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from ..dit.weight_format import require_safetensors
+from ..dit.safetensors_files import indexed_shards, open_weights, require_all_shards, shard_stem
 from .files import file_sha256
 
 INDEX = "*.safetensors.index.json"
-SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 PICKLED = ("bin", "pt", "pth", "ckpt")
+
+opened = open_weights
+"""How a base's files are opened: ValueError for one that is damaged or cut short."""
 
 
 def base_files(path: Path) -> tuple[Path, ...]:
@@ -34,10 +31,10 @@ def base_files(path: Path) -> tuple[Path, ...]:
             f"{path.name} cannot be trained on: a base must be a .safetensors file in bf16, fp16, fp8 or "
             "scaled fp8 (GGUF works for sampling only; use the file it was made from)"
         )
-    shard = SHARD.fullmatch(path.name)
-    if shard is None:
+    stem = shard_stem(path.name)
+    if stem is None:
         return (path,)
-    alike = [other for other in path.parent.glob("*.safetensors") if shard_stem(other) == shard["stem"]]
+    alike = [other for other in path.parent.glob("*.safetensors") if shard_stem(other.name) == stem]
     return numbered_shards(path.parent, alike)
 
 
@@ -48,9 +45,10 @@ def folder_files(folder: Path) -> tuple[Path, ...]:
         indexes = sorted(place.glob(INDEX))
         if len(indexes) == 1:
             return indexed_shards(indexes[0])
-        if len(loose) == 1 and shard_stem(loose[0]) is None:
+        stems = {shard_stem(file.name) for file in loose}
+        if len(loose) == 1 and stems == {None}:
             return tuple(loose)
-        if len({shard_stem(file) for file in loose} - {None}) == 1 and all(map(shard_stem, loose)):
+        if len(stems) == 1 and stems != {None}:
             return numbered_shards(place, loose)
     pickled = [file for suffix in PICKLED for file in folder.rglob(f"*.{suffix}")]
     if pickled:
@@ -64,40 +62,9 @@ def folder_files(folder: Path) -> tuple[Path, ...]:
     )
 
 
-def shard_stem(file: Path) -> str | None:
-    """What the shards of one model share; None for a whole file."""
-    match = SHARD.fullmatch(file.name)
-    return None if match is None else match["stem"]
-
-
-def indexed_shards(index: Path) -> tuple[Path, ...]:
-    """The files an index names."""
-    try:
-        named = sorted(
-            {Path(name).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no readable index of shards ({error!r}); download it again") from error
-    require_safetensors(named, str(index))
-    missing = [name for name in named if not (index.parent / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{index.parent} lacks {', '.join(missing)}, of {len(named)} files that {index.name} names; "
-            "download the rest"
-        )
-    return tuple(index.parent / name for name in named)
-
-
 def numbered_shards(folder: Path, files: Sequence[Path]) -> tuple[Path, ...]:
-    """The shards 1 .. count of one model, in order, all of them there."""
-    matches = [match for file in files if (match := SHARD.fullmatch(file.name))]
-    count = int(matches[0]["count"])
-    missing = sorted(set(range(1, count + 1)) - {int(match["number"]) for match in matches})
-    if missing or len(matches) != count:
-        names = ", ".join(f"{matches[0]['stem']}-{n:05}-of-{count:05}.safetensors" for n in missing) or "none"
-        raise FileNotFoundError(
-            f"{folder} has {len(matches)} of {count} shards, missing: {names}; download the rest"
-        )
+    """The shards 1 .. count of one model, in order; FileNotFoundError unless all of them are there."""
+    require_all_shards(str(folder), [file.name for file in files])
     return tuple(sorted(files))
 
 
@@ -106,7 +73,7 @@ def weights_of(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         found = sorted(path.glob("*.safetensors")) or sorted((path / "transformer").glob("*.safetensors"))
         return tuple(found)
-    if SHARD.fullmatch(path.name):
+    if shard_stem(path.name) is not None:
         return base_files(path)
     return (path,) if path.is_file() else ()
 
@@ -118,11 +85,3 @@ def files_sha256(files: Sequence[Path], between: Callable[[], None] = lambda: No
     """
     digests = [file_sha256(file, between) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def opened(file: Path) -> Any:
-    """A safetensors file opened for reading; ValueError for one that is damaged or cut short."""
-    try:
-        return safe_open(str(file), framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file.name} is damaged or incomplete ({error}); download it again") from error

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .base_files import opened
+from ..dit.safetensors_files import open_weights
 from .families.vlm import copy_beside
 from .files import require_space, whole_folder, write_json, write_tensors
 
@@ -63,7 +63,7 @@ def merge_vlm(base: Path, lora: Path, folder: Path) -> Path:
 def merge_file(file: Path, target: Path, deltas: Mapping[str, tuple[Tensor, Tensor, float]]) -> set[str]:
     """Write one file of the VLM with what the LoRA adds to it; the deltas that found their place."""
     placed: set[str] = set()
-    with opened(file) as source:
+    with open_weights(file) as source:
         tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
         key = layer_name(name)

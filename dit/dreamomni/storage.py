@@ -9,11 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..safetensors_files import write_errors
+from ..safetensors_files import open_weights, write_errors
 from ..tensor_names import tensor_faults
 from ..whole_files import whole_file, write_text
 from .config import DreamOmniConfig
@@ -128,13 +127,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file without ComfyUI's prefix; raises if it is missing or cut."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole model folder")
-    try:
-        with safe_open(path, "pt", "cpu") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as err:
-        raise ValueError(
-            f"{path} cannot be read ({err}); it was cut short or is no safetensors file"
-        ) from err
+    with open_weights(path) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     for prefix in PREFIXES:
         if weights and all(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): part for name, part in weights.items()}

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..safetensors_files import indexed_shards
 from ..tensor_names import tensor_faults
-from ..weight_format import require_safetensors
 from .config import OmniGenConfig, config_from_json
 from .embed import grid_positions
 from .network import OmniGenNetwork
@@ -45,23 +45,11 @@ def first_file(folder: Path, names: Iterable[str], what: str) -> Path:
     )
 
 
-def sharded_weights(index: Path) -> tuple[Path, ...]:
-    """The shards an index names, all of them present and in safetensors format."""
-    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    require_safetensors(names, str(index))
-    missing = [name for name in names if not (index.parent / Path(name).name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{index.parent} lacks {', '.join(missing)}, which {index.name} names: download the rest"
-        )
-    return tuple(index.parent / Path(name).name for name in names)
-
-
 def find_weights(folder: Path) -> tuple[Path, ...]:
     """The weight files: official, diffusers', sharded, or the only safetensors file of the folder."""
     for place in (folder, folder / "transformer"):
         if (place / INDEX).is_file():
-            return sharded_weights(place / INDEX)
+            return indexed_shards(place / INDEX)
     single = ("model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
     loose = sorted(path.name for path in folder.glob("*.safetensors"))
     if not any((folder / name).is_file() for name in single) and len(loose) > 1:

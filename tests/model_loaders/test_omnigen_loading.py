@@ -130,6 +130,16 @@ def test_missing_files_are_named(tmp_path):
         load_omnigen(folder, "fp32")
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {}}'])
+def test_a_broken_index_is_named(tmp_path, text):
+    from pack.model_loaders.omnigen import load_omnigen
+
+    folder = write_official(tmp_path / "a", tiny_config())
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json is no readable index of shards .*download it again"):
+        load_omnigen(folder, "fp32")
+
+
 def test_two_loose_files_are_ambiguous(tmp_path):
     from pack.model_loaders.omnigen import load_omnigen
 

@@ -86,6 +86,13 @@ def test_a_missing_shard_is_named_and_pickles_are_not_read(folder: Path) -> None
         open_vlm_folder(folder)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_is_named(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json is no readable index of shards .*download it again"):
+        open_vlm_folder(folder)
+
+
 def test_an_index_cannot_point_out_of_the_folder(folder: Path) -> None:
     index = {"weight_map": {"a": "../../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -127,7 +134,7 @@ def test_a_file_without_its_end_is_refused(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="its download was cut off; fetch it again"):
+    with pytest.raises(ValueError, match="its download was cut off; download it again"):
         open_vlm_folder(folder)
 
 

@@ -70,7 +70,7 @@ def test_missing_shards_are_named(shards: Path) -> None:
         with pytest.raises(FileNotFoundError, match=f"{second.name}.*download the rest"):
             KontextFamily().load_network(run_config(base), CPU)
     (shards / INDEX).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"missing: {second.name}; download the rest"):
+    with pytest.raises(FileNotFoundError, match=rf"missing: 2 \({second.name}\); download the rest"):
         base_files(shards)
 
 
