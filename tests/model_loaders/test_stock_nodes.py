@@ -1,0 +1,73 @@
+"""Stock nodes around OmniGen and DreamOmni: what they do keeps the picture whole, or is refused in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_dreamomni import VLM_WIDTH, toy_config, write_network
+from tiny_omnigen import tiny_config, write_official
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def omnigen(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The MODEL, a positive, a negative and the channels of its latents."""
+    from pack.model_loaders.omnigen import load_omnigen
+
+    folder = write_official(tmp_path_factory.mktemp("omnigen"), tiny_config())
+    model, processor = load_omnigen(folder, "fp32")
+    return model, *([[processor.tokenize(text, []).as_tensor(), {}]] for text in ("a cat", "ugly")), 4
+
+
+@pytest.fixture(scope="module")
+def dreamomni(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same four of DreamOmni."""
+    from pack.model_loaders.dreamomni import load_patcher
+
+    folder, config = tmp_path_factory.mktemp("dreamomni"), toy_config()
+    model = load_patcher(write_network(folder / "toy", config), "fp32")
+    tokens = torch.randn(2, 1, 5, VLM_WIDTH, generator=torch.Generator().manual_seed(1))
+    extras = {"dreamomni_image_index": torch.zeros(1, 5, dtype=torch.long)}
+    return model, [[tokens[0], extras]], [[tokens[1], extras]], config.latent.channels
+
+
+@pytest.fixture(params=["omnigen", "dreamomni"])
+def family(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def sampled(model: Any, positive: Any, negative: Any, channels: int, steps: int = 4) -> torch.Tensor:
+    import nodes
+
+    latent = {"samples": torch.zeros(1, channels, 8, 8)}
+    with torch.inference_mode():
+        return nodes.common_ksampler(model, 1, steps, 2.0, "euler", "simple", positive, negative, latent)[0][
+            "samples"
+        ]
+
+
+def test_a_wrapper_that_writes_into_its_latent_spoils_nothing(family: Any) -> None:
+    """ComfyUI works on with the tensor it gave the network, in fp32 the very same one."""
+    from comfy.patcher_extension import WrappersMP
+
+    def spoil(executor: Any, x: torch.Tensor, *args: Any, **conditions: Any) -> torch.Tensor:
+        velocity = executor(x, *args, **conditions)
+        x.zero_()
+        return velocity
+
+    model, *rest = family
+    spoiled = model.clone()
+    spoiled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "spoil", spoil)
+    assert torch.equal(sampled(spoiled, *rest), sampled(model, *rest))
+
+
+def test_easycache_stays_near_the_plain_run(family: Any) -> None:
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    model, *rest = family
+    plain = sampled(model, *rest, steps=20)
+    easy = sampled(EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0], *rest, steps=20)
+    assert 0 < (easy - plain).norm() / plain.norm() < 0.1
