@@ -33,6 +33,8 @@ def limit_guidance(model: Any, start_sigma: float, end_sigma: float) -> Any:
         executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
     ) -> Tensor:
         sigma = float(timestep.max())
+        if sigma > start_sigma + SIGMA_SLACK:
+            refuse_easycache(model_options)
         if start_sigma + SIGMA_SLACK >= sigma > end_sigma + SIGMA_SLACK:
             return executor(x, timestep, model_options, seed)
         return without_guidance(executor)(x, timestep, {**model_options, KEY: True}, seed)
@@ -43,6 +45,19 @@ def limit_guidance(model: Any, start_sigma: float, end_sigma: float) -> Any:
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched
+
+
+def refuse_easycache(model_options: dict[str, Any]) -> None:
+    """Raise ValueError under the stock EasyCache, which skips steps of a branch it has never seen.
+
+    It would end in a KeyError in the middle of the run. LazyCache uses its option too, and gets along.
+    """
+    cache = model_options.get("transformer_options", {}).get("easycache")
+    if type(cache).__name__ == "EasyCacheHolder":
+        raise ValueError(
+            "EasyCache needs the negative from the first step on. Set start_sigma to 1, use LazyCache, or "
+            "take one of the two out."
+        )
 
 
 def without_guidance(executor: Any) -> Callable[..., Tensor]:

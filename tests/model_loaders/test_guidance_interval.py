@@ -213,3 +213,37 @@ def test_the_borders_hold_in_float32(loaded, start, end, sigmas, guided):
     limited, calls = counted(GuidanceInterval.execute(model, start, end).args[0])
     plain(limited, branches(processor), torch.tensor(sigmas), torch.randn(1, 4, 4, 4))
     assert len(calls) == sum(2 if both else 1 for both in guided)
+
+
+def cached(model, name):
+    """The MODEL with a stock cache of steps that skips all it may."""
+    import comfy_extras.nodes_easycache as stock
+
+    return getattr(stock, f"{name}Node").execute(model, 3.0, 0.15, 0.95, False).args[0]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_easycache_without_a_negative_from_the_first_step_is_refused(loaded, first):
+    """It keeps one difference for each branch of the first steps, and looks for the negative's later."""
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model, processor = loaded
+    late = GuidanceInterval.execute(cached(model, "EasyCache") if first else model, 0.8, 0.2).args[0]
+    target, calls = counted(late if first else cached(late, "EasyCache"))
+    conds, noise = branches(processor), torch.randn(1, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"EasyCache needs the negative from the first step on.*LazyCache"):
+        plain(target, conds, torch.linspace(1, 0, 13), noise)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "highest"), [("EasyCache", 1.0, 1.0), ("EasyCache", 0.8, 0.8), ("LazyCache", 0.8, 1.0)]
+)
+def test_stock_caches_that_get_along_with_the_interval(loaded, name, start, highest):
+    """EasyCache too, where guidance is on from the first step, also of a run that begins in the middle."""
+    from pack.nodes.omnigen_model import GuidanceInterval
+
+    model, processor = loaded
+    target = cached(GuidanceInterval.execute(model, start, 0.2).args[0], name)
+    conds, noise = branches(processor), torch.randn(1, 4, 4, 4)
+    assert plain(target, conds, torch.linspace(highest, 0, 13), noise).isfinite().all()
