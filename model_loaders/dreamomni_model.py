@@ -99,8 +99,6 @@ class HostNetwork(DreamOmniNetwork):
         ref_latents: Sequence[Tensor] = (),
         **ignored: Any,
     ) -> Tensor:
-        if control is not None:
-            raise ValueError("DreamOmni has no ControlNets: give the control picture as a reference instead")
         attention = host_attention(transformer_options)
         positions = transformer_options.get(POSITIONS)
         return super().forward(
@@ -168,7 +166,13 @@ class DreamOmniModel(comfy.model_base.BaseModel):
         return (conditioning.get("reference_latents") or ()) if self.network_config.source_tokens else ()
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
-        """The sizes of the conditions before the run, for the estimate that decides what stays loaded."""
+        """The sizes of the conditions before the run, for the estimate that decides what stays loaded.
+
+        ValueError for a ControlNet.
+        """
+        # Here already: ComfyUI asks the ControlNet before the network, and it would fail in its own words.
+        if kwargs.get("control") is not None:
+            raise ValueError("DreamOmni has no ControlNets: give the control picture as a reference instead")
         shapes: dict[str, list[int]] = {}
         tokens = kwargs.get("cross_attn")
         if tokens is not None:

@@ -110,8 +110,6 @@ class HostNetwork(OmniGenNetwork):
         prefixes: tuple[Prefix, ...],
         **ignored: Any,
     ) -> Tensor:
-        if control is not None:
-            raise ValueError("OmniGen has no ControlNets: give it the control picture as a reference instead")
         attention = host_attention(transformer_options)
         use = self.cache_use(transformer_options, x.device)
         if len(prefixes) == 1:
@@ -203,7 +201,13 @@ class OmniGenModel(comfy.model_base.BaseModel):
         return {"prefixes": PrefixCondition(prefixes)}
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
-        """The same shapes before the run, for the estimate that decides what stays loaded."""
+        """The same shapes before the run, for the estimate that decides what stays loaded.
+
+        ValueError for a ControlNet.
+        """
+        # Here already: ComfyUI asks the ControlNet before the network, and it would fail in its own words.
+        if kwargs.get("control") is not None:
+            raise ValueError("OmniGen has no ControlNets: give it the control picture as a reference instead")
         length = checked_ids(kwargs.get("cross_attn")).numel()
         count = num_prefixes(kwargs.get("reference_latents") or [])
         return {TOGETHER if count == 1 else ONE_BY_ONE: [count, 1, length]}

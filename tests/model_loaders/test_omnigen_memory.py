@@ -65,12 +65,6 @@ def test_previews_come_from_the_latent_format(folder):
     assert latent_format.taesd_decoder_name == "taesdxl_decoder"
 
 
-def test_a_controlnet_is_refused(folder):
-    network = load(folder)[0].model.diffusion_model
-    with pytest.raises(ValueError, match="OmniGen has no ControlNets"):
-        network(torch.zeros(1, 4, 4, 4), torch.ones(1), control={}, prefixes=())
-
-
 def conditioning(processor, batch):
     """Words alone for a batch of 0, else an edit of that many pictures of 64 x 64 px."""
     tag = "<img><|image_1|></img> with a hat" if batch else "ugly"

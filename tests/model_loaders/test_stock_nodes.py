@@ -71,3 +71,44 @@ def test_easycache_stays_near_the_plain_run(family: Any) -> None:
     plain = sampled(model, *rest, steps=20)
     easy = sampled(EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0], *rest, steps=20)
     assert 0 < (easy - plain).norm() / plain.norm() < 0.1
+
+
+def flux_controlnet() -> Any:
+    """A real ControlNet for FLUX.1, tiny, which ComfyUI asks before the network."""
+    import comfy.controlnet
+    import comfy.ldm.flux.controlnet
+    import comfy.ops
+
+    network = comfy.ldm.flux.controlnet.ControlNetFlux(
+        image_model="flux",
+        in_channels=16,
+        out_channels=16,
+        patch_size=2,
+        vec_in_dim=12,
+        context_in_dim=24,
+        hidden_size=32,
+        mlp_ratio=4.0,
+        num_heads=2,
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=[4, 6, 6],
+        theta=10000,
+        qkv_bias=True,
+        guidance_embed=True,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
+    )
+    cpu = torch.device("cpu")
+    return comfy.controlnet.ControlNet(network, load_device=cpu, manual_cast_dtype=torch.float32)
+
+
+def test_a_controlnet_is_refused_before_the_run(family: Any) -> None:
+    import nodes
+
+    model, positive, negative, channels = family
+    pair = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, flux_controlnet(), torch.rand(1, 64, 64, 3), 1.0, 0.0, 1.0
+    )
+    with pytest.raises(ValueError, match=r"has no ControlNets: give .*the control picture as a reference"):
+        sampled(model, *pair, channels)
