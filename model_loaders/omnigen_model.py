@@ -252,8 +252,14 @@ def activation_bytes(config: OmniGenConfig, dtype: torch.dtype) -> float:
 def checked_ids(conditioning: Tensor | None) -> Tensor:
     """The token ids (1, L) of a conditioning.
 
-    ValueError if it was made for another model, or a stock node took OmniGen's words out or put two together.
+    ValueError if it was made for another model, or a stock node took OmniGen's words out, mixed them or put
+    two together.
     """
+    if conditioning is not None and conditioning.is_floating_point() and conditioning.ndim == 2:
+        raise ValueError(
+            "this conditioning was mixed, as 'Conditioning (Average)' does; OmniGen's are words, not "
+            "vectors. Use Conditioning (Combine) or one prompt."
+        )
     if conditioning is None or conditioning.dtype != torch.int64 or conditioning.ndim != 2:
         shape = None if conditioning is None else tuple(conditioning.shape)
         raise ValueError(

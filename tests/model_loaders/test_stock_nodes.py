@@ -112,3 +112,13 @@ def test_a_controlnet_is_refused_before_the_run(family: Any) -> None:
     )
     with pytest.raises(ValueError, match=r"has no ControlNets: give .*the control picture as a reference"):
         sampled(model, *pair, channels)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_words_that_were_mixed_as_numbers_are_refused(omnigen: Any, strength: float) -> None:
+    import nodes
+
+    model, positive, negative, channels = omnigen
+    (mixed,) = nodes.ConditioningAverage().addWeighted(negative, positive, strength)
+    with pytest.raises(ValueError, match=r"was mixed, as 'Conditioning \(Average\)' does.*Use Conditioning"):
+        sampled(model, mixed, negative, channels)
