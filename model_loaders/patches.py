@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import comfy.ldm.flux.model
@@ -128,8 +129,27 @@ def id_mover(
 
 
 def checked_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """An OUTER_SAMPLE wrapper: refuses references the sampler would cut or the network cannot read."""
-    for conditions in getattr(executor.class_obj, "conds", {}).values():
-        for condition in conditions:
-            check_references(condition.get("reference_latents") or [], noise, FLUX_VAE)
+    """An OUTER_SAMPLE wrapper: refuses text of another model, and references cut or not readable."""
+    every = [one for group in getattr(executor.class_obj, "conds", {}).values() for one in group]
+    for condition in every:
+        check_text(condition)
+    for condition in every:
+        check_references(condition.get("reference_latents") or [], noise, FLUX_VAE)
     return executor(noise, *args, **kwargs)
+
+
+def check_text(condition: dict[str, Any]) -> None:
+    """Raise ValueError unless a condition carries what CLIP Text Encode gives; says where it came from."""
+    tokens = condition.get("cross_attn")
+    if "dreamomni_image_index" in condition:
+        found = "is VLM Encode's"
+    elif tokens is not None and tokens.dtype == torch.int64:
+        found = "is OmniGen Encode's"
+    elif "pooled_output" not in condition:
+        found = "has no pooled text"
+    else:
+        return
+    raise ValueError(
+        f"this conditioning {found}, but Kontext reads CLIP Text Encode's. Use that node; to have "
+        "DreamOmni2's VLM write the prompt, connect Rewrite Prompt's text to it."
+    )

@@ -173,17 +173,22 @@ def test_flux_2_is_refused(model: Any) -> None:
         encode(patcher_with(network, model))
 
 
+TEXT = [[torch.zeros(1, 2, 24), {"pooled_output": torch.zeros(1, 16)}]]
+
+
 def sample(model: Any, latents: list[torch.Tensor], batch: int = 1) -> torch.Tensor:
     from pack.model_loaders.reference_latents import append_reference_latents
 
+    cond = append_reference_latents(TEXT, latents)
+    return sample_from(model, torch.ones(batch, 16, 4, 4), cond, cond)
+
+
+def sample_from(model: Any, noise: torch.Tensor, positive: list, negative: list) -> torch.Tensor:
     import comfy.samplers
 
-    base = [[torch.zeros(1, 2, 24), {"pooled_output": torch.zeros(1, 16)}]]
-    cond = append_reference_latents(base, latents)
-    noise = torch.ones(batch, 16, 4, 4)
     with torch.inference_mode():
         return comfy.samplers.sample(
-            model, noise, cond, cond, 1.0, model.load_device,
+            model, noise, positive, negative, 2.0, model.load_device,
             comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0]),
             model_options=model.model_options, latent_image=torch.zeros_like(noise),
         )  # fmt: skip
@@ -204,3 +209,70 @@ def test_references_that_would_be_dropped_are_refused(model: Any) -> None:
 
 def test_text_only_conditioning_samples_as_plain_kontext(model: Any) -> None:
     assert torch.equal(sample(encode(model), []), sample(model, []))
+
+
+def with_index(text: list) -> list:
+    """What VLM Encode gives: states, their mask and the picture of each token."""
+    index = torch.zeros(1, 2, dtype=torch.long)
+    return [[text[0][0], {"attention_mask": index.bool(), "dreamomni_image_index": index}]]
+
+
+def as_ids() -> list:
+    """What OmniGen Encode gives of an edit: token ids and a latent of its own VAE."""
+    return [[torch.ones(1, 84, dtype=torch.int64), {"reference_latents": [torch.zeros(1, 4, 4, 4)]}]]
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "found"),
+    [
+        (with_index(TEXT), "is VLM Encode's"),
+        (as_ids(), "is OmniGen Encode's"),
+        ([[TEXT[0][0], {}]], "has no pooled text"),
+    ],
+)
+@pytest.mark.parametrize("side", ["positive", "negative", "emptied"])
+def test_text_of_another_model_is_refused_before_anything_is_loaded(
+    model: Any, monkeypatch: pytest.MonkeyPatch, conditioning: list, found: str, side: str
+) -> None:
+    import comfy.model_management
+    import nodes
+
+    loads: list[Any] = []
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *args, **kwargs: loads.append(args))
+    emptied = nodes.ConditioningZeroOut().zero_out(conditioning)[0]
+    sides = {"positive": (conditioning, TEXT), "negative": (TEXT, conditioning), "emptied": (TEXT, emptied)}
+    message = f"this conditioning {found}, but Kontext reads CLIP Text Encode's.* connect Rewrite Prompt's"
+    with pytest.raises(ValueError, match=message):
+        sample_from(encode(model), torch.ones(1, 16, 4, 4), *sides[side])
+    assert not loads
+
+
+def test_text_that_went_through_stock_nodes_is_taken(model: Any) -> None:
+    from comfy_extras.nodes_flux import FluxGuidance
+
+    import nodes
+
+    encoded, noise = encode(model), torch.ones(1, 16, 4, 4)
+    emptied = nodes.ConditioningZeroOut().zero_out(TEXT)[0]
+    guided = FluxGuidance.execute(TEXT, 2.5).args[0]
+    controlled = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        guided, emptied, silent_control(), torch.zeros(1, 32, 32, 3), 1.0, 0.0, 1.0
+    )
+    # An encoder without CLIP leaves the pooled text empty, which Flux takes.
+    text_alone = [[TEXT[0][0], {"pooled_output": None}]]
+    for pair in ((guided, emptied), controlled, (guided, []), (text_alone, text_alone)):
+        assert sample_from(encoded, noise, *pair).isfinite().all()
+
+
+def silent_control() -> Any:
+    """A ControlNet that adds nothing."""
+    import comfy.controlnet
+
+    class Silent(comfy.controlnet.ControlBase):
+        def get_control(self, *call: Any) -> None:
+            return None
+
+        def copy(self) -> Silent:
+            return Silent()
+
+    return Silent()
