@@ -187,7 +187,7 @@ class OmniGenModel(comfy.model_base.BaseModel):
         """
         ids = checked_ids(kwargs.get("cross_attn"))
         references = kwargs.get("reference_latents") or []
-        check_references(references, kwargs["noise"], SDXL_VAE)
+        check_references(references, kwargs["noise"], self.latent_format.latent_channels, SDXL_VAE)
         latents = [self.process_latent_in(latent) for latent in references]
         patch = self.diffusion_model.config.patch_size
         tokens = sequence_from_tensor(

@@ -129,12 +129,13 @@ def id_mover(
 
 
 def checked_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """An OUTER_SAMPLE wrapper: refuses text of another model, and references cut or not readable."""
+    """An OUTER_SAMPLE wrapper: refuses text and latents that the network cannot read, or would cut."""
     every = [one for group in getattr(executor.class_obj, "conds", {}).values() for one in group]
     for condition in every:
         check_text(condition)
+    channels = executor.class_obj.model_patcher.get_model_object("latent_format").latent_channels
     for condition in every:
-        check_references(condition.get("reference_latents") or [], noise, FLUX_VAE)
+        check_references(condition.get("reference_latents") or [], noise, channels, FLUX_VAE)
     return executor(noise, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""References that a sampler would cut or a network cannot read are refused before the first step."""
+"""Latents that a sampler would cut or a network cannot read are refused before the first step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,34 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def check_references(latents: Sequence[Tensor], noise: Tensor, vae: str) -> None:
-    """Raise ValueError if a reference has other channels than the noise, or would be cut to its batch.
+def check_references(latents: Sequence[Tensor], noise: Tensor, channels: int, vae: str) -> None:
+    """Raise ValueError if the noise or a reference is not a latent of the model, or would be cut.
 
-    `vae` ends the message: which VAE the model needs.
+    `channels` are the model's own. `vae` ends the message: which VAE the model needs.
     """
+    check_start(noise, channels, vae)
     for order, latent in enumerate(latents, start=1):
-        if latent.ndim != noise.ndim or latent.shape[1] != noise.shape[1]:
+        if not is_picture(latent, channels):
             raise ValueError(
                 f"reference {order} is a latent of shape {tuple(latent.shape)}, this model takes "
-                f"{noise.shape[1]} channels: it was encoded with the VAE of another model. {vae}"
+                f"{channels} channels: it was encoded with the VAE of another model. {vae}"
             )
     check_batches(latents, noise)
+
+
+def check_start(noise: Tensor, channels: int, vae: str) -> None:
+    """Raise ValueError if what is sampled is not a picture's latent with the model's channels."""
+    if not is_picture(noise, channels):
+        raise ValueError(
+            f"the latent to start from has shape {tuple(noise.shape)}, this model takes {channels} channels, "
+            f"as (batch, {channels}, height, width). Encode it with the VAE of this model, or take an empty "
+            f"latent for pictures, not for video. {vae}"
+        )
+
+
+def is_picture(latent: Tensor, channels: int) -> bool:
+    """Whether a latent is (B, channels, H, W)."""
+    return latent.ndim == 4 and latent.shape[1] == channels
 
 
 def check_batches(latents: Sequence[Tensor], noise: Tensor) -> None:
