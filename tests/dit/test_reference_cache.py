@@ -10,6 +10,7 @@ from pack.dit.reference_cache import (
     ReferenceReader,
     ReferenceWriter,
     StoredTensor,
+    block_of,
     open_mask,
     split_ids,
     turn_keys,
@@ -149,3 +150,10 @@ def test_ids_are_split_into_shape_and_place() -> None:
     assert place == (1.0, 0.0, 4.0) and other == (2.0, 0.0, 6.0)
     assert first.tolist() == [[0, 0, 0], [0, 0, 1]]
     assert second.tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 0]]
+
+
+def test_a_host_that_does_not_name_its_blocks_is_told_apart() -> None:
+    assert block_of({"block_type": "single", "block_index": 3}) == ("single", 3)
+    for known in ({}, {"block_type": "double"}, {"block_index": 0}):
+        with pytest.raises(ValueError, match=r"update ComfyUI to 0\.3\.76 or newer"):
+            block_of(known)

@@ -320,9 +320,17 @@ def test_unused_references_make_room(model: Any) -> None:
     from pack.model_loaders.reference_store import MAX_IDLE
 
     target = cached(model)
-    for seed in range(MAX_IDLE + 4):
-        sampled(target, [reference(4, 4, 30 + seed)], sigmas=torch.tensor([1.0, 0.0]))
+
+    def paid(seed: int) -> int:
+        before = store(model).written
+        sampled(target, [reference(4, 4, seed)], sigmas=torch.tensor([1.0, 0.0]))
+        return store(model).written - before
+
+    count = MAX_IDLE + 4
+    assert [paid(30 + number) for number in range(count)] == [1] * count
     assert len(store(model).entries) == MAX_IDLE + 1
+    assert paid(30 + count - 2) == 0  # the one before is kept
+    assert paid(30) == 1  # the oldest is gone
 
 
 def test_8bit_is_smaller_and_near(model: Any) -> None:

@@ -289,3 +289,15 @@ def test_a_damaged_base_is_refused_before_any_work(output_dir: Path, tmp_path: P
     config = RunConfig(name="checked", family="kontext", task="edit", base={"transformer": str(page)})
     with pytest.raises(ValueError, match=r"page\.safetensors is damaged or incomplete .*download it again"):
         make_job(pairs(tmp_path / "data"), config=config).check()
+
+
+def test_a_cancel_is_noticed_while_the_worker_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.nodes.training_run import Listener
+
+    import comfy.model_management
+
+    listener = Listener(SimpleNamespace(config=SimpleNamespace(total_steps=10)))
+    listener(None)
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        listener(None)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,19 @@ def test_a_refused_run_ends_with_its_reason(tmp_path: Path, capfd: pytest.Captur
 
     with pytest.raises(TrainingError, match=r"(?s)^no base model\n\nEnd of .*worker\.log:\nlast words"):
         run_with_ladder(run, folder, encode=lambda config: None, heard=lambda event: None, start=start)
+
+
+def test_a_new_worker_takes_the_marks_of_the_last_one_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "command", lambda worker: [sys.executable, "-c", "pass"])
+    marks = [tmp_path / "cancel", tmp_path / "memory-ran-out"]
+    for mark in marks:
+        mark.touch()
+    with Worker(tmp_path) as worker:
+        assert not any(mark.exists() for mark in marks)
+        assert worker.process is not None
+        worker.process.wait()
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:

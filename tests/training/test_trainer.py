@@ -240,7 +240,11 @@ def test_a_loss_that_grows_fourfold_is_a_divergence() -> None:
     monitor = LossMonitor()
     for _ in range(100):
         monitor.add(1.0, 1.0)
-    assert monitor.diverged() is None
+    assert monitor.diverged() is None and not monitor.is_suspect
+    while monitor.value < 2.5:
+        monitor.add(10.0, 1.0)
+    # Twice the lowest is not yet a divergence, but no checkpoint to keep either.
+    assert monitor.diverged() is None and monitor.is_suspect
     for _ in range(200):
         monitor.add(10.0, 1.0)
     assert "4 x its lowest" in monitor.diverged()
