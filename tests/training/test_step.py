@@ -24,14 +24,14 @@ def test_no_batch_is_larger_than_the_stage_says(tmp_path: Path) -> None:
 
 def test_every_stage_warms_up_anew(tmp_path: Path) -> None:
     stages = tuple(
-        StageConfig(resolution=16, batch_size=2, steps=4, learning_rate=rate) for rate in (1e-2, 1e-3)
+        StageConfig(resolution=16, batch_size=2, steps=5, learning_rate=rate) for rate in (1e-2, 1e-3)
     )
     config = toy_config(stages=stages, optimizer=OptimizerConfig(schedule="cosine", warmup_steps=2))
     trainer, events = toy_trainer(config, toy_place(tmp_path))
     trainer.run()
     rates = [event["learning_rate"] for event in events if event["event"] == "step"]
     assert rates[0] < rates[2] > rates[3]
-    assert rates[4:] == pytest.approx([rate / 10 for rate in rates[:4]])
+    assert rates[5:] == pytest.approx([rate / 10 for rate in rates[:5]])
 
 
 @pytest.mark.parametrize(("recomputes", "calls"), [(True, 2), (False, 1)])
