@@ -13,14 +13,14 @@ from typing import Any
 from filelock import FileLock
 
 from ..config_json import to_json
-from ..evaluation.cases import GROUPS, Case
+from ..evaluation.cases import Case
 from ..families import load_family
 from ..files import file_sha256, write_json
 from ..launch import TrainingError
 from ..process import chosen_device
 from ..recipes.loading import add_lora, load_trained
 from ..recipes.small_run import LORAS, encode_for
-from ..recipes.small_tasks import Weighted
+from ..recipes.small_tasks import LORA_TASKS
 from ..recipes.small_vlm import ensure_small_vlm
 from ..run_file import RunFile, run_lock
 from ..session import Session
@@ -28,8 +28,9 @@ from ..synthesis.generate import Job as Drawing
 from ..synthesis.generate import generate
 from ..team import Team
 from ..trainer import EXPORTS, DivergedError, RunFolder, Trainer
+from .kinds import KINDS, TAUGHT, Kind, taught
 from .measures import HeldOut, judged, judged_cases
-from .variants import EDIT_TASKS, GENERATION_TASKS, Budget, Job, lora_tasks
+from .variants import BARE, Budget, Job
 
 log = logging.getLogger("dreamomni")
 
@@ -63,26 +64,20 @@ class Workplace:
         """The folder of a run."""
         return self.folder / job.name
 
-    def kinds(self, job: Job) -> dict[str, Weighted]:
-        """What a run is measured on: edits and text-to-image, or edits with a reference."""
-        if job.variant.positions:
-            return {"reference": lora_tasks()}
-        return {"edit": EDIT_TASKS, "generate": GENERATION_TASKS}
-
     def held_out(self, job: Job) -> dict[str, HeldOut]:
         """The samples of a run's curves; one set for all runs."""
-        for kind, tasks in self.kinds(job).items():
-            if kind not in self._held_out:
-                self._held_out[kind] = HeldOut(self.budget.recipe(0), tasks, self.budget.held_out)
-        return {kind: self._held_out[kind] for kind in self.kinds(job)}
+        for name in measured_kinds(job):
+            if name not in self._held_out:
+                self._held_out[name] = HeldOut(self.budget.recipe(0), KINDS[name], self.budget.held_out)
+        return {name: self._held_out[name] for name in measured_kinds(job)}
 
-    def cases(self, tasks: Weighted) -> list[Case]:
-        """The judged cases of some tasks, both groups."""
-        config = self.budget.recipe(0).synthesis(tasks, split="test")
+    def cases(self, kind: Kind) -> list[Case]:
+        """The judged cases of a kind of samples."""
+        config = kind.synthesis(self.budget.recipe(0), split="test")
         return [
             case
-            for task, _ in tasks
-            for group in GROUPS
+            for task, _ in kind.tasks
+            for group in kind.groups
             for case in judged_cases(config, task, group, self.budget.cases)
         ]
 
@@ -90,14 +85,33 @@ class Workplace:
         """The finished model; ValueError with what to do when none was named."""
         if self.model is None or not (self.model / "config.json").is_file():
             raise ValueError(
-                "positions are compared with LoRAs on a finished model; name its folder with --model, or "
-                "train one first with `python dev.py train-small`"
+                "positions and the adapters' switch are compared with LoRAs on a finished model; name its "
+                "folder with --model, or train one first with `python dev.py train-small`"
             )
         return self.model
 
     def model_of(self, job: Job) -> str | None:
         """The hash of the finished model that a run starts from, if it does."""
-        return file_sha256(self.base_model() / "dit.safetensors") if job.variant.positions else None
+        return file_sha256(self.base_model() / "dit.safetensors") if job.variant.adapter else None
+
+
+def measured_kinds(job: Job) -> tuple[str, ...]:
+    """What a run is measured on: edits and text-to-image, two references, or each adapter's requests."""
+    if job.variant.positions:
+        return TAUGHT["all"]
+    return ("reference", "sheets") if job.variant.adapter else ("edit", "generate")
+
+
+def settings_of(job: Any) -> dict[str, Any]:
+    """What a run depends on, of a job as JSON: nothing of LoRAs for a network and the other way round."""
+    lora = job["variant"]["adapter"] is not None
+    other = {"steps", "batch_size", "measured", "network", "vlm"}
+    budget = {
+        name: value
+        for name, value in job["budget"].items()
+        if (name not in other if lora else not name.startswith("lora_"))
+    }
+    return {**job, "budget": budget}
 
 
 def known_result(place: Workplace, job: Job) -> dict[str, Any] | None:
@@ -106,7 +120,7 @@ def known_result(place: Workplace, job: Job) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     known = json.loads(path.read_text(encoding="utf-8"))
-    if known["job"] != to_json(job) or known.get("model") != place.model_of(job):
+    if settings_of(known["job"]) != settings_of(to_json(job)) or known.get("model") != place.model_of(job):
         raise ValueError(
             f"{path.parent} holds this run with another budget, model or other settings; give another "
             "--work, or remove the folder"
@@ -116,10 +130,11 @@ def known_result(place: Workplace, job: Job) -> dict[str, Any] | None:
 
 def finish(place: Workplace, job: Job) -> None:
     """Train, measure and judge a run; TrainingError when training ends badly."""
-    model = (lora_model if job.variant.positions else trained_model)(place, job)
+    makers = {None: trained_model, BARE: bare_model}
+    model = makers.get(job.variant.adapter, lora_model)(place, job)
     judgement = {
-        kind: asdict(judged(model, place.cases(tasks), place.budget.evaluations))
-        for kind, tasks in place.kinds(job).items()
+        name: asdict(judged(model, place.cases(KINDS[name]), place.budget.evaluations))
+        for name in measured_kinds(job)
     }
     folder = place.of(job)
     result = {
@@ -158,15 +173,23 @@ def trained_model(place: Workplace, job: Job) -> Path:
     return model
 
 
+def bare_model(place: Workplace, job: Job) -> Path:
+    """The finished model without a LoRA, measured once; its folder."""
+    model = place.of(job) / "model"
+    copy_model(place.base_model(), model, None)
+    Curve(place, job, lambda: load_trained(model)).measure(place.budget.lora_steps)
+    return model
+
+
 def lora_model(place: Workplace, job: Job) -> Path:
-    """The finished model with the run's position scheme and its LoRA; their folder."""
+    """The finished model with the run's position scheme, and its LoRA for every task; their folder."""
     base, folder = place.base_model(), place.of(job)
     config, run = job.config(base), RunFolder(folder=folder / "run", cache=place.folder / "reference-cache")
     side, model = job.recipe().side, folder / "model"
     manifest = encoded_references(place, job)
     run.folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(manifest, run.manifest(side))
-    with_positions(base, model, str(job.variant.positions))
+    copy_model(base, model, job.variant.positions)
     lora = run.folder / EXPORTS / "last.safetensors"
 
     def adapted() -> Any:
@@ -178,27 +201,30 @@ def lora_model(place: Workplace, job: Job) -> Path:
     file = RunFile(config=config, cache=str(run.cache), device="cpu", base_hashes=hashes)
     run_to_the_end(file, run.folder, Curve(place, job, adapted))
     (model / LORAS).mkdir(exist_ok=True)
-    shutil.copyfile(lora, model / LORAS / "edit.safetensors")
+    for task in LORA_TASKS:
+        shutil.copyfile(lora, model / LORAS / f"{task}.safetensors")
     return model
 
 
-def with_positions(base: Path, model: Path, scheme: str) -> None:
-    """Copy a model folder without its LoRAs and change its position scheme."""
+def copy_model(base: Path, model: Path, scheme: str | None) -> None:
+    """Copy a model folder without its LoRAs, with another position scheme where one is given."""
     shutil.copytree(base, model, ignore=shutil.ignore_patterns(LORAS), dirs_exist_ok=True)
+    if scheme is None:
+        return
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config["network"]["reference_positions"] = scheme
     write_json(model / "config.json", config)
 
 
 def encoded_references(place: Workplace, job: Job) -> Path:
-    """The manifest of encoded samples with references, the same samples for every run and seed."""
-    recipe, known = place.budget.recipe(0), (place.model_of(job) or "")[:8]
-    path = place.folder / f"reference-samples-{known}.jsonl"
+    """The manifest of a LoRA's encoded samples, the same for every seed and position scheme."""
+    adapter, known = str(job.variant.adapter), (place.model_of(job) or "")[:8]
+    path = place.folder / f"reference-samples-{adapter}-{known}.jsonl"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             drawing = Drawing(
-                folder=place.folder / "reference-data",
-                config=recipe.lora_synthesis("edit"),
+                folder=place.folder / f"reference-data-{adapter}",
+                config=taught(place.budget.recipe(0), adapter),
                 count=place.budget.lora_samples,
             )
             base, cache = place.base_model(), place.folder / "reference-cache"
@@ -217,13 +243,17 @@ class Curve:
         """Hear one event of the training process."""
         if event is None or event["event"] != "exported" or event["name"] != "last":
             return
-        if event["step"] in {point["step"] for point in read_curve(self.path)}:
+        self.measure(event["step"])
+
+    def measure(self, step: int) -> None:
+        """Add the point of a step, unless it is there."""
+        if step in {point["step"] for point in read_curve(self.path)}:
             return
         pair = self.load()
         point = {kind: asdict(held.error(pair)) for kind, held in self.held_out.items()}
         with self.path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": event["step"], **point}) + "\n")
-        log.info("%s: step %d, %s", self.name, event["step"], json.dumps(point))
+            lines.write(json.dumps({"step": step, **point}) + "\n")
+        log.info("%s: step %d, %s", self.name, step, json.dumps(point))
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:

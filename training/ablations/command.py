@@ -13,19 +13,15 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation.run import Evaluation, evaluate
 from ..launch import TrainingError
-from ..recipes.editor import SWITCHES, FolderEditor, judged_models
-from ..recipes.small_tasks import LORA_TASKS
 from .carry_out import Workplace, all_results, finish_free
 from .report import write_report
-from .variants import Budget, jobs_of
+from .variants import EXPERIMENTS, Budget, jobs_of
 
 log = logging.getLogger("dreamomni")
 
 ROOT = Path(__file__).resolve().parents[2]
-LETTERS = tuple("abcde")
-SWITCH_CASES = 50
+LETTERS = tuple(EXPERIMENTS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,16 +70,6 @@ def finish_together(arguments: Sequence[str], processes: int) -> None:
         raise TrainingError(f"a process ended with code {failed[0]}; what it said stands above")
 
 
-def switch_table(model: Path, cases: int, evaluations: int) -> str:
-    """The judge's table of a finished model with its adapters set in every way."""
-    tasks = tuple(task for tasks in LORA_TASKS.values() for task, _ in tasks)
-    config = judged_models([model], evaluations).config
-    device = torch.device("cpu")
-    editors = {name: FolderEditor(model, evaluations, device, switch) for name, switch in SWITCHES.items()}
-    asked = Evaluation(config=config, tasks=tasks, cases_per_group=cases)
-    return evaluate(editors, asked, with_baselines=False).table
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the options say; the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -107,11 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.share:
             return 0
         results = all_results(place, jobs)
-        extra = {}
-        if "e" in options.experiments:
-            extra["e"] = switch_table(place.base_model(), SWITCH_CASES, budget.evaluations)
         out = options.out or work / "report"
-        text = write_report(options.experiments, results, budget, options.seeds, out, extra)
+        text = write_report(options.experiments, results, budget, options.seeds, out)
     except (ValueError, OSError, TrainingError) as error:
         log.error("%s", error)
         return 1

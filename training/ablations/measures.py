@@ -26,10 +26,10 @@ from ..families.dreamomni import PROMPT_PARTS
 from ..families.dreamomni_vlm import TrainedPair
 from ..recipes.editor import FolderEditor
 from ..recipes.small import SmallRecipe
-from ..recipes.small_tasks import Weighted
 from ..synthesis.config import SynthesisConfig
 from ..synthesis.render import Canvas
 from ..timesteps import slot_generator
+from .kinds import Kind
 
 SIGMAS = (0.35, 0.7, 0.95)
 """Noise shares a curve is measured at."""
@@ -51,8 +51,8 @@ class HeldOutError:
 class HeldOut:
     """A fixed set of held-out samples with fixed noise; the same for every run of an ablation."""
 
-    def __init__(self, recipe: SmallRecipe, tasks: Weighted, count: int) -> None:
-        config = dataclasses.replace(recipe.synthesis(tasks, split="test"), seed=HELD_OUT_SEED)
+    def __init__(self, recipe: SmallRecipe, kind: Kind, count: int) -> None:
+        config = dataclasses.replace(kind.synthesis(recipe, split="test"), seed=HELD_OUT_SEED)
         store = DrawnStore(DrawnSamples(config=config, count=count))
         self.samples = [store.read(index) for index in range(count)]
         store.close()

@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from .intervals import Mean, mean_of, speed
+from .kinds import KINDS
 from .variants import EXPERIMENTS, Budget, Job, Variant
 
 Results = Mapping[str, Mapping[str, Any]]
 """Name of a run -> what `finish` wrote."""
 TITLES = {
     "a": "Skips between blocks and convolutions",
-    "b": "Position scheme of a second picture",
+    "b": "Position scheme of two references",
     "c": "Weight of the changed region",
     "d": "Joint training",
     "e": "Adapter switch",
 }
 COLUMNS = {
     "a": ("edit", "generate"),
-    "b": ("reference",),
+    "b": ("two_edit", "two_sheets"),
     "c": ("edit",),
     "d": ("edit", "generate"),
+    "e": ("reference", "sheets"),
 }
 """Experiment -> kinds of samples it is measured on."""
-KIND_WORDS = {"edit": "edits", "generate": "text-to-image", "reference": "edits with a reference"}
 
 
 def of_seeds(results: Results, variant: Variant, budget: Budget, seeds: int) -> list[Mapping[str, Any]]:
@@ -63,11 +64,19 @@ def cells(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], 
     gaps = [
         1000 * (last_error(run, kind) - last_error(one, kind)) for run, one in zip(runs, base, strict=True)
     ]
-    ratios = [speed(curve_of(one, kind), curve_of(run, kind)) for run, one in zip(runs, base, strict=True)]
-    row = [errors[0].text(2), errors[1].text(2), marked(mean_of(gaps), 2), mean_of(ratios).text(2)]
-    row.append(mean_of([success(run, kind) for run in runs]).text(1, 100))
-    row.append(mean_of([copied(run, kind) for run in runs]).text(1, 100) if kind != "generate" else "-")
+    more = [100 * (success(run, kind) - success(one, kind)) for run, one in zip(runs, base, strict=True)]
+    row = [errors[0].text(2), errors[1].text(2), marked(mean_of(gaps), 2), steps_ratio(runs, base, kind)]
+    row += [mean_of([success(run, kind) for run in runs]).text(1, 100), marked(mean_of(more), 1)]
+    row.append(mean_of([copied(run, kind) for run in runs]).text(1, 100) if KINDS[kind].can_copy else "-")
     return row
+
+
+def steps_ratio(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """How many times more steps the runs take than the first variant's; `-` for one that is not trained."""
+    pairs = [(curve_of(one, kind), curve_of(run, kind)) for run, one in zip(runs, base, strict=True)]
+    if any(len(curve) < 2 for pair in pairs for curve in pair):
+        return "-"
+    return mean_of([speed(*pair) for pair in pairs]).text(2)
 
 
 def marked(difference: Mean, digits: int) -> str:
@@ -78,14 +87,14 @@ def marked(difference: Mean, digits: int) -> str:
 def table(letter: str, results: Results, budget: Budget, seeds: int) -> str:
     """The Markdown table of one experiment."""
     heads = ["variant", "on", "error", "in the changed region", "more than the first", "its steps / first's"]
-    heads += ["right, %", "copies, %"]
+    heads += ["right, %", "more right", "copies, %"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     first, *_ = EXPERIMENTS[letter]
     base = of_seeds(results, first, budget, seeds)
     for kind in COLUMNS[letter]:
         for variant in EXPERIMENTS[letter]:
             row = cells(of_seeds(results, variant, budget, seeds), base, kind)
-            lines.append(f"| {variant.name} | {KIND_WORDS[kind]} | {' | '.join(row)} |")
+            lines.append(f"| {variant.name} | {KINDS[kind].words} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -106,10 +115,14 @@ def draw_curves(letter: str, results: Results, budget: Budget, seeds: int, path:
     for panel, kind in zip(panels, kinds, strict=True):
         for number, variant in enumerate(EXPERIMENTS[letter]):
             curves = [curve_of(run, kind) for run in of_seeds(results, variant, budget, seeds)]
+            mean = mean_curve(curves)
+            if len(mean) == 1:  # of a model that is not trained
+                panel.axhline(mean[0][1], color=f"C{number}", label=variant.name)
+                continue
             for curve in curves:
                 panel.plot(*zip(*curve, strict=True), color=f"C{number}", alpha=0.3, linewidth=0.8)
-            panel.plot(*zip(*mean_curve(curves), strict=True), color=f"C{number}", label=variant.name)
-        panel.set(title=KIND_WORDS[kind], xlabel="steps", ylabel="held-out squared error", yscale="log")
+            panel.plot(*zip(*mean, strict=True), color=f"C{number}", label=variant.name)
+        panel.set(title=KINDS[kind].words, xlabel="steps", ylabel="held-out squared error", yscale="log")
         panel.legend(fontsize=8)
     figure.suptitle(TITLES[letter], fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,14 +135,10 @@ def write_report(
     budget: Budget,
     seeds: int,
     folder: Path,
-    extra: Mapping[str, str],
 ) -> str:
-    """Write table.md and the curves into a folder; the text of all tables. `extra` are finished tables."""
+    """Write table.md and the curves into a folder; the text of all tables."""
     parts = []
     for letter in letters:
-        if letter in extra:
-            parts.append(f"### {TITLES[letter]}\n\n{extra[letter]}")
-            continue
         parts.append(f"### {TITLES[letter]}\n\n{table(letter, results, budget, seeds)}")
         draw_curves(letter, results, budget, seeds, folder / f"ablation-{letter}.png")
     text = "\n\n".join(parts) + "\n"

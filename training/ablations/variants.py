@@ -13,11 +13,10 @@ from ...dit.positions import PositionScheme
 from ..config import AdapterConfig, ObjectiveConfig, RunConfig, ValidationConfig
 from ..drawn import DrawnSamples
 from ..recipes.small import SmallRecipe
-from ..recipes.small_tasks import EASY_SCENES, LORA_TASKS, Weighted
+from ..recipes.small_tasks import EASY_SCENES, Weighted
 from ..recipes.small_vlm import SmallVLMConfig
+from .kinds import EDIT_TASKS, GENERATION_TASKS, TAUGHT
 
-EDIT_TASKS: Weighted = (("add", 1.0), ("remove", 1.0), ("replace", 1.0), ("recolour", 1.0))
-GENERATION_TASKS: Weighted = (("text_to_image", 4.0),)
 MIXTURES: dict[str, Weighted] = {
     "joint": EDIT_TASKS + GENERATION_TASKS,
     "edit": EDIT_TASKS,
@@ -41,7 +40,9 @@ class Variant:
     weighting: str = "mask"
     mixture: str = "joint"
     positions: str | None = None
-    """Position scheme of an edit LoRA on the finished model; None trains a network from nothing."""
+    """Position scheme of a LoRA on the finished model; None keeps the model's."""
+    adapter: str | None = None
+    """The task of a LoRA on the finished model; `none`: no LoRA; None trains a network from nothing."""
 
 
 REFERENCE = Variant(name="reference")
@@ -55,7 +56,14 @@ UNWEIGHTED = Variant(name="changed region not weighted", weighting="none")
 EDIT_ONLY = Variant(name="edits only", mixture="edit")
 GENERATION_ONLY = Variant(name="text-to-image only", mixture="generate")
 SCHEMES = tuple(
-    Variant(name=f"positions {scheme.value}", positions=scheme.value) for scheme in PositionScheme
+    Variant(name=f"positions {scheme.value}", positions=scheme.value, adapter="all")
+    for scheme in PositionScheme
+)
+BARE = "none"
+SWITCH = (
+    Variant(name="edit adapter", adapter="edit"),
+    Variant(name="generate adapter", adapter="generate"),
+    Variant(name="no adapter", adapter=BARE),
 )
 
 EXPERIMENTS: dict[str, tuple[Variant, ...]] = {
@@ -63,6 +71,7 @@ EXPERIMENTS: dict[str, tuple[Variant, ...]] = {
     "b": SCHEMES,
     "c": (REFERENCE, UNWEIGHTED),
     "d": (REFERENCE, EDIT_ONLY, GENERATION_ONLY),
+    "e": SWITCH,
 }
 """Letter -> variants; the first one is what the others are held against."""
 
@@ -71,20 +80,20 @@ EXPERIMENTS: dict[str, tuple[Variant, ...]] = {
 class Budget:
     """How much every run gets, and on how much it is judged."""
 
-    steps: int = 160
+    steps: int = 1200
     batch_size: int = 32
-    lora_steps: int = 100
+    lora_steps: int = 120
     lora_batch_size: int = 24
-    lora_samples: int = 2400
+    lora_samples: int = 2880
     lora_learning_rate: float = 2e-3
-    measured: int = 8
+    measured: int = 12
     """Points of a network's curve."""
     lora_measured: int = 4
-    """Points of a LoRA's curve."""
+    """Points of a LoRA's curve, and 1 for the model without one."""
     held_out: int = 48
     """Samples of each curve."""
-    cases: int = 25
-    """Judged cases for each task and group."""
+    cases: int = 50
+    """Judged cases of each task, in each group."""
     evaluations: int = 6
     network: Changes = SMALL_NETWORK
     vlm: SmallVLMConfig = field(default_factory=lambda: SMALL_VLM)
@@ -145,7 +154,7 @@ class Job:
 
     def config(self, base: Path) -> RunConfig:
         """The run: a new network on the VLM in `base`, or a LoRA on the model in `base`."""
-        return self.lora_config(base) if self.variant.positions else self.network_config(base)
+        return self.lora_config(base) if self.variant.adapter else self.network_config(base)
 
     def network_config(self, vlm: Path) -> RunConfig:
         """Network and VLM from nothing."""
@@ -164,9 +173,9 @@ class Job:
         )
 
     def lora_config(self, model: Path) -> RunConfig:
-        """An edit LoRA whose references have the variant's position ids."""
-        budget, positions = self.budget, self.variant.positions
-        assert positions is not None
+        """A LoRA, in b with the variant's position ids for references."""
+        budget, variant = self.budget, self.variant
+        assert variant.adapter in TAUGHT
         recipe = dataclasses.replace(
             self.recipe(),
             lora_batch_size=budget.lora_batch_size,
@@ -180,7 +189,8 @@ class Job:
             dataclasses.replace(
                 run,
                 name=self.name,
-                options={"positions": positions},
+                task=variant.adapter,
+                options={"positions": variant.positions} if variant.positions else {},
                 adapter=adapter,
                 optimizer=dataclasses.replace(run.optimizer, schedule=SCHEDULE, ema_decay=0.95),
             ),
@@ -196,12 +206,7 @@ class Job:
         )
 
 
-def lora_tasks() -> Weighted:
-    """Source and one reference: two pictures that only their positions tell apart."""
-    return LORA_TASKS["edit"]
-
-
 def jobs_of(experiments: str, seeds: int, budget: Budget) -> list[Job]:
-    """The runs that some experiments need, each once; all seeds of a variant, seed by seed."""
-    chosen = dict.fromkeys(variant for letter in experiments for variant in EXPERIMENTS.get(letter, ()))
+    """The runs that some experiments need, each once; all variants of a seed, seed by seed."""
+    chosen = dict.fromkeys(variant for letter in experiments for variant in EXPERIMENTS[letter])
     return [Job(variant=variant, seed=seed, budget=budget) for seed in range(seeds) for variant in chosen]

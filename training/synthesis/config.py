@@ -16,6 +16,7 @@ SPLITS = ("all", "train", "test")
 MIN_SIDE = 32
 MAX_SIDE = 2048
 MAX_OBJECTS = 6
+MAX_REFERENCES = 5
 
 TASK_WEIGHTS: dict[str, float] = {
     "text_to_image": 3.0,
@@ -92,6 +93,8 @@ class SynthesisConfig:
     """Task and weight; empty means all that the material allows, as in TASK_WEIGHTS."""
     objects: tuple[int, int] = (1, 4)
     """Fewest and most objects of a scene."""
+    references: tuple[int, int] = (1, 5)
+    """Fewest and most reference pictures of tasks with such; scenes from sheets take three at most."""
     single_share: float = 0.2
     """Share of the scenes with one object, where nothing has to be chosen."""
     sharing: float = 0.75
@@ -144,6 +147,10 @@ class SynthesisConfig:
         if not 1 <= self.objects[0] <= self.objects[1] <= MAX_OBJECTS:
             raise ValueError(
                 f"objects must be two numbers in 1..{MAX_OBJECTS}, fewest first, got {self.objects}"
+            )
+        if not 1 <= self.references[0] <= self.references[1] <= MAX_REFERENCES:
+            raise ValueError(
+                f"references must be two numbers in 1..{MAX_REFERENCES}, fewest first, got {self.references}"
             )
         for task, weight in self.tasks:
             if task not in KNOWN_TASKS:

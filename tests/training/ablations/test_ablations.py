@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,15 +14,16 @@ from pack.dit.dreamomni.storage import read_index
 from pack.training.ablations import command
 from pack.training.ablations.carry_out import Workplace, all_results, finish_free, known_result
 from pack.training.ablations.intervals import mean_of, speed, steps_to
+from pack.training.ablations.kinds import EDIT_TASKS, KINDS, TAUGHT, taught
 from pack.training.ablations.measures import HeldOut, is_copy, judged_cases, tells_copies
 from pack.training.ablations.report import mean_curve, table, write_report
 from pack.training.ablations.variants import (
-    EDIT_TASKS,
     EXPERIMENTS,
     NO_BLOCK_SKIPS,
     NO_SKIPS,
     REFERENCE,
     SCHEMES,
+    SWITCH,
     UNWEIGHTED,
     Budget,
     Job,
@@ -30,6 +32,7 @@ from pack.training.ablations.variants import (
 from pack.training.families.dreamomni_setup import network_config
 from pack.training.launch import TrainingError
 from pack.training.recipes.loading import load_trained
+from pack.training.synthesis.samples import Synthesizer
 
 from tests.training.recipes.conftest import one_thread  # noqa: F401 (a fixture)
 from tests.training.recipes.small_budget import TINY_NETWORK, TINY_VLM
@@ -82,7 +85,9 @@ def test_the_runs_of_all_experiments_share_the_reference() -> None:
     assert [job.variant.positions for job in jobs_of("b", 1, TINY)] == [
         "index+offset", "index", "offset", "none",
     ]  # fmt: skip
-    assert jobs_of("e", 3, TINY) == []
+    assert [job.name for job in jobs_of("e", 1, TINY)] == [
+        "edit-adapter-seed-0", "generate-adapter-seed-0", "no-adapter-seed-0",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="a curve of 3 points needs as many steps, 2 are given"):
         Budget(steps=2, measured=3)
 
@@ -100,16 +105,18 @@ def test_finished_runs_are_measured_judged_and_not_done_again(place: Workplace, 
     assert first.stat().st_mtime_ns == before
     with pytest.raises(TrainingError, match=r"1 of 1 runs are not finished \(edits-only-seed-0 first\)"):
         all_results(place, [job for job in jobs_of("d", 1, TINY) if job.variant.mixture == "edit"])
+    longer_loras = dataclasses.replace(TINY, lora_steps=3)
+    assert known_result(place, Job(variant=REFERENCE, seed=0, budget=longer_loras)) is not None
     other = Workplace(place.folder, Budget(steps=3, measured=2))
     with pytest.raises(ValueError, match="holds this run with another budget, model or other settings"):
         known_result(other, Job(variant=REFERENCE, seed=0, budget=other.budget))
-    text = write_report("c", results, TINY, 1, tmp_path, {})
+    text = write_report("c", results, TINY, 1, tmp_path)
     assert "| changed region not weighted | edits |" in text and (tmp_path / "ablation-c.png").is_file()
 
 
 def test_the_error_is_unweighted_and_the_same_twice(place: Workplace) -> None:
     model = place.of(jobs_of("c", 1, TINY)[0]) / "run" / "exports" / "last"
-    held, pair = HeldOut(TINY.recipe(0), EDIT_TASKS, 6), load_trained(model)
+    held, pair = HeldOut(TINY.recipe(0), KINDS["edit"], 6), load_trained(model)
     error = held.error(pair)
     assert error == held.error(pair) and 0 < error.everywhere < error.changed
     with torch.no_grad():
@@ -125,14 +132,44 @@ def test_positions_are_taught_to_a_finished_model(place: Workplace, tmp_path: Pa
     model = mine.of(job) / "model"
     assert read_index(model).network.reference_positions == "none"
     assert read_index(base).network.reference_positions == "index+offset"
-    assert (model / "loras" / "edit.safetensors").is_file()
-    assert list(all_results(mine, [job])[job.name]["judged"]) == ["reference"]
+    loras = {path.name: path.read_bytes() for path in (model / "loras").iterdir()}
+    assert sorted(loras) == ["edit.safetensors", "generate.safetensors"] and len(set(loras.values())) == 1
+    judged = all_results(mine, [job])[job.name]["judged"]
+    assert {kind: tally["count"] for kind, tally in judged.items()} == {"two_edit": 2, "two_sheets": 1}
     another = Workplace(tmp_path, TINY, model)
     (model / "dit.safetensors").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="holds this run with another budget, model or other settings"):
         all_results(another, [job])
     with pytest.raises(ValueError, match=r"name its folder with --model, or train one first"):
         Workplace(tmp_path, TINY, tmp_path / "none").base_model()
+
+
+def test_an_adapter_is_asked_its_own_requests_and_the_other_ones(place: Workplace, tmp_path: Path) -> None:
+    base = place.of(jobs_of("c", 1, TINY)[0]) / "run" / "exports" / "last"
+    mine = Workplace(tmp_path, TINY, base)
+    edit, _, bare = SWITCH
+    jobs = [Job(variant=variant, seed=0, budget=TINY) for variant in (edit, bare)]
+    finish_free(mine, jobs)
+    results = all_results(mine, jobs)
+    for job in jobs:
+        tallies = results[job.name]["judged"]
+        assert {kind: tally["count"] for kind, tally in tallies.items()} == {"reference": 6, "sheets": 2}
+        assert [point["step"] for point in results[job.name]["curve"]] == [TINY.lora_steps]
+    assert not (mine.of(jobs[1]) / "model" / "loras").exists() and not (mine.of(jobs[1]) / "run").exists()
+    adapted, plain = (results[job.name]["curve"][0]["reference"] for job in jobs)
+    assert adapted != plain
+    assert plain == dataclasses.asdict(
+        HeldOut(TINY.recipe(0), KINDS["reference"], 6).error(load_trained(base))
+    )
+
+
+def test_position_schemes_are_taught_two_references_and_nothing_else() -> None:
+    recipe = TINY.recipe(0)
+    for config in (taught(recipe, "all"), *(KINDS[name].synthesis(recipe) for name in TAUGHT["all"])):
+        synthesizer = Synthesizer(config)
+        assert {len(synthesizer.plan(index).references) for index in range(40)} == {2}
+    edits = sum(weight for task, weight in taught(recipe, "all").tasks if task != "reference_generation")
+    assert edits == pytest.approx(1) and dict(taught(recipe, "all").tasks)["reference_generation"] == 1
 
 
 def test_a_copy_is_what_the_judge_would_take_for_the_source() -> None:
@@ -184,8 +221,10 @@ def test_the_table_holds_every_variant_against_the_first() -> None:
     }
     lines = table("c", results, TINY, 3).splitlines()
     assert lines[2].startswith("| reference | edits | 10.10 ± 0.25 | 101.00 ± 2.48 | 0.00 ± 0.00 | 1.00 ±")
-    assert "| 10.00 ± 0.00 * | 2.00" not in lines[2] and "| 10.00 ± " in lines[3] and " * |" in lines[3]
-    assert lines[3].endswith("| 75.0 ± 0.0 | 50.0 ± 0.0 |")
+    assert (
+        "| 10.00 ± 0.00 * | 2.00" not in lines[2] and "| 10.00 ± " in lines[3] and " * | 1.98 ± " in lines[3]
+    )
+    assert lines[3].endswith("| 75.0 ± 0.0 | 0.0 ± 0.0 | 50.0 ± 0.0 |")
 
 
 def test_a_mean_is_over_the_steps_that_all_seeds_have() -> None:
@@ -199,4 +238,4 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture,
         assert f"there is no experiment '{unknown}'; choose from a, b, c, d, e" in capsys.readouterr().err
     options = ["b", "--processes", "1", "--model", str(tmp_path), "--work", str(tmp_path / "work")]
     assert command.main(options) == 1
-    assert "positions are compared with LoRAs on a finished model" in caplog.text
+    assert "positions and the adapters' switch are compared with LoRAs on a finished model" in caplog.text

@@ -295,6 +295,14 @@ def test_references_are_pictures_of_what_is_asked() -> None:
     assert 3 <= most <= 5
 
 
+@pytest.mark.parametrize("task", ("reference_generation", *REFERENCED))
+def test_a_recipe_says_how_many_references(task: str) -> None:
+    for low, high in ((1, 1), (2, 2), (2, 3)):
+        made = synthesizer(task, references=(low, high))
+        counts = {len(made.plan(index).references) for index in range(40)}
+        assert counts == set(range(low, high + 1))
+
+
 def test_control_maps() -> None:
     (canny,) = samples("control_canny", 1, width=128, height=128)
     assert canny.references[0].shape == canny.target.shape and set(np.unique(canny.references[0])) == {0, 255}
@@ -425,6 +433,7 @@ def test_shadow_rim_and_light_change_pixels_and_stay_in_the_mask() -> None:
     [
         ({"width": 8}, r"width must lie in 16..2048 px, got 8"),
         ({"objects": (3, 2)}, r"objects must be two numbers in 1..6, fewest first, got \(3, 2\)"),
+        ({"references": (2, 6)}, r"references must be two numbers in 1..5, fewest first, got \(2, 6\)"),
         ({"tasks": (("fly", 1.0),)}, r"there is no task 'fly'; allowed are text_to_image, add"),
         ({"tasks": (("add", 0.0),)}, r"the weight of add must be above 0, got 0.0"),
         ({"shapes": ("blob",)}, r"shapes: blob given; allowed are circle"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..naming import EDIT_NAMES, GENERATE_NAMES, image_name, may_mean, phrase, place_words
 from ..operations import Add, Change, Operation, Replace
@@ -23,10 +23,26 @@ WHITE = Background(colours=("white",))
 Step = tuple[Operation, str, Scene]
 
 
+def drawn_count(shop: Workshop, weights: Mapping[int, float]) -> int:
+    """How many reference pictures are asked for, within the recipe's bounds; Unlucky if none of them is."""
+    low, high = shop.config.references
+    wanted = {count: weight for count, weight in weights.items() if low <= count <= high}
+    if not wanted:
+        raise Unlucky
+    return shop.dice.weighted(wanted)
+
+
+def require_references(shop: Workshop, count: int) -> None:
+    """Raise Unlucky if a sample would have fewer reference pictures than the recipe wants."""
+    if count < shop.config.references[0]:
+        raise Unlucky
+
+
 def reference_sheets(shop: Workshop) -> Plan:
     """A white canvas with one sticker of each of 1-3 sheets."""
     most = max(shop.config.objects[1], 1)
-    count = min(shop.dice.weighted(SHEET_COUNTS), most)
+    count = min(drawn_count(shop, SHEET_COUNTS), most)
+    require_references(shop, count)
     square = shop.for_references()
     style = shop.dice.choice(GENERATE_NAMES)
     sheets, picked, told = [], [], []
@@ -155,13 +171,14 @@ def edit_with_references(task: str) -> Callable[[Workshop], Plan]:
     """A task of 1-5 steps of one kind, each with a reference picture of its own."""
 
     def make(shop: Workshop) -> Plan:
-        count, most = shop.dice.weighted(REFERENCE_COUNTS), shop.config.objects[1]
+        count, most = drawn_count(shop, REFERENCE_COUNTS), shop.config.objects[1]
         if task == "reference_add":
             count = min(count, max(most - 1, 1))
             scene = shop.scene(min(shop.object_count(), max(most - count, 1)))
         else:
             scene = shop.scene(procedural=task == "reference_attribute")
             count = min(count, len(scene.objects))
+        require_references(shop, count)
         square, style = shop.for_references(), shop.dice.choice(EDIT_NAMES)
         items = shop.dice.shuffled(scene.objects)
         crowd, steps = scene, []
