@@ -97,10 +97,11 @@ def row(group: str, task: str, verdicts: list[tuple[bool, bool]]) -> tuple[str |
     return group, task, whole.count, f"{100 * whole.share:.0f}", apart.count, share, between
 
 
-def tables(model: Path = MODEL) -> list[Table]:
-    """One row for each group and task; of a model folder with the judge's verdicts in it."""
-    recipe = read_recipe(model)
-    verdicts = next(iter(json.loads((model / VERDICTS).read_text(encoding="utf-8")).values()))
+def tables(model: Path | None = None) -> list[Table]:
+    """One row for each group and task; of a model folder (the shipped one) with the judge's verdicts in it."""
+    folder = model or MODEL
+    recipe = read_recipe(folder)
+    verdicts = next(iter(json.loads((folder / VERDICTS).read_text(encoding="utf-8")).values()))
     tasks = list(dict.fromkeys(name.rsplit("-", 2)[0] for name in verdicts))
     count = min(CASES_PER_GROUP, len(verdicts) // (len(tasks) * len(GROUPS)))
     seen = seen_scenes(recipe)
