@@ -98,7 +98,7 @@ def row(group: str, task: str, verdicts: list[tuple[bool, bool]]) -> tuple[str |
 
 
 def tables(model: Path | None = None) -> list[Table]:
-    """One row for each group and task; of a model folder (the shipped one) with the judge's verdicts in it."""
+    """One row for each group and task, from the verdicts in a model folder (the shipped one)."""
     folder = model or MODEL
     recipe = read_recipe(folder)
     verdicts = next(iter(json.loads((folder / VERDICTS).read_text(encoding="utf-8")).values()))
