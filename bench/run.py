@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import importlib.util
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -38,14 +38,8 @@ def takes_model(topic: str) -> bool:
 
 def load_pack() -> None:
     """Load the tree as package `pack`, with the host behind it on the path."""
-    spec = importlib.util.spec_from_file_location(
-        "pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    # The script's own folder must not offer its modules under their short names.
-    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != ROOT / "bench"]
+    loader = runpy.run_path(str(ROOT / "training" / "pack_loader.py"))
+    loader["load_pack"]("pack", __file__)
     places = [os.environ.get("COMFYUI_DIR"), ROOT.parent.parent, ROOT / ".comfyui"]
     host = next((Path(place) for place in places if place and (Path(place) / "comfy_api").is_dir()), None)
     if host is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,19 +19,9 @@ def find_host() -> Path | None:
     return next((Path(place) for place in places if place and (Path(place) / "comfy_api").is_dir()), None)
 
 
-def load_pack() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = module
-    spec.loader.exec_module(module)
-
-
 sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "e2e")]
 HOST = find_host()
-load_pack()
+runpy.run_path(str(ROOT / "training" / "pack_loader.py"))["load_pack"]("pack", __file__)
 if HOST is not None:
     sys.path.append(str(HOST))
     from comfy.cli_args import args

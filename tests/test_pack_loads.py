@@ -56,6 +56,7 @@ def test_the_model_folders_are_registered_before_the_choices_are_listed(
     assert {key: rest[key][0] for key in FOLDERS} == {key: known[key][0] for key in FOLDERS}
 
 
+# Spelt out, not through pack_loader.py: this is how ComfyUI itself loads a pack.
 BARE = """
 import asyncio, importlib.util, sys
 root, host = sys.argv[1:]

@@ -11,12 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
-import importlib.util, json, subprocess, sys
+import json, runpy, subprocess, sys
 root, child = sys.argv[1:3]
-start = root + "/__init__.py"
-spec = importlib.util.spec_from_file_location("pack", start, submodule_search_locations=[root])
-pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
+runpy.run_path(root + "/training/pack_loader.py")["load_pack"]("pack", root + "/dev.py")
 """
 STARTS = {
     "training": """

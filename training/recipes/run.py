@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
 PACKAGE = "dreamomni_recipe"
-
-
-def load_pack() -> None:
-    """Make the pack importable as a package of our own naming."""
-    root = Path(__file__).resolve().parents[2]
-    # Python puts this file's folder first on the path, where our modules would hide installed packages.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != root / "training/recipes"]
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
-
+LOADER = Path(__file__).resolve().parents[1] / "pack_loader.py"
 
 if __name__ == "__main__":
-    load_pack()
+    runpy.run_path(str(LOADER))["load_pack"](PACKAGE, __file__)
     command = importlib.import_module(f"{PACKAGE}.training.recipes.command")
     sys.exit(command.main())

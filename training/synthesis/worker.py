@@ -7,24 +7,13 @@ wherever the pack lies and whatever the host's main module is.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 
 PACK = "dreamomni_worker_pack"
-
-
-def load_pack() -> None:
-    """Make the pack importable under a name of its own, as it lies two folders up."""
-    root = Path(__file__).resolve().parents[2]
-    spec = importlib.util.spec_from_file_location(
-        PACK, root / "__init__.py", submodule_search_locations=[str(root)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK] = module
-    spec.loader.exec_module(module)
+LOADER = Path(__file__).resolve().parents[1] / "pack_loader.py"
 
 
 def say(**values: object) -> None:
@@ -35,7 +24,7 @@ def say(**values: object) -> None:
 
 def main() -> int:
     """Write the parts of the job on standard input and tell every finished sample."""
-    load_pack()
+    runpy.run_path(str(LOADER))["load_pack"](PACK, __file__)
     generate = importlib.import_module(f"{PACK}.training.synthesis.generate")
     samples = importlib.import_module(f"{PACK}.training.synthesis.samples")
     order = json.loads(sys.stdin.readline())

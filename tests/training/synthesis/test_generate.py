@@ -378,7 +378,8 @@ def test_samples_drawn_while_training_equal_the_written_ones(tmp_path: Path) -> 
 
 def test_a_worker_starts_without_torch() -> None:
     code = (
-        "import runpy, sys; worker = runpy.run_path(sys.argv[1]); worker['load_pack'](); import importlib; "
+        "import importlib, runpy, sys; worker = runpy.run_path(sys.argv[1]); "
+        "runpy.run_path(str(worker['LOADER']))['load_pack'](worker['PACK'], sys.argv[1]); "
         "importlib.import_module(worker['PACK'] + '.training.synthesis.generate'); "
         "sys.exit('torch' in sys.modules)"
     )
