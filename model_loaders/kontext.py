@@ -10,11 +10,11 @@ from torch import Tensor
 
 import comfy.model_detection
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 
 from ..dit.flux_shape import FluxShape
+from .patcher import make_patcher
 from .state_dicts import kontext_shape, to_bfl_layout
 from .weight_files import read_shapes, read_weights, weight_names, weight_paths
 
@@ -46,12 +46,13 @@ def load_kontext(name: str, weight_dtype: str, disable_dynamic: bool = False) ->
     weights, metadata = read_weights(paths)
     weights = to_bfl_layout(weights, shape, prefix, metadata)
     options = dict(WEIGHT_DTYPES[weight_dtype])
-    if host_knows(weights, shape):
-        patcher = load_by_host(weights, options, metadata, disable_dynamic)
-    else:
-        patcher = load_small(weights, shape, options, metadata)
     # Newer hosts ask a patcher how to load itself again (torch.compile, several GPUs).
-    patcher.cached_patcher_init = (load_kontext, (name, weight_dtype))
+    again = (load_kontext, (name, weight_dtype))
+    if not host_knows(weights, shape):
+        config = small_config(weights, shape, options, metadata)
+        return make_patcher(config, weights, again, disable_dynamic)
+    patcher = load_by_host(weights, options, metadata, disable_dynamic)
+    patcher.cached_patcher_init = again
     return patcher
 
 
@@ -74,21 +75,14 @@ def load_by_host(
     return load(weights, model_options=options, metadata=metadata, **more)
 
 
-def load_small(
+def small_config(
     weights: dict[str, Tensor], shape: FluxShape, options: dict[str, Any], metadata: dict[str, str]
 ) -> Any:
-    """A network whose heads ComfyUI would get wrong: its config is corrected, the rest is as usual."""
+    """ComfyUI's model config with the heads and axes that it would get wrong."""
     config = comfy.model_detection.model_config_from_unet(weights, "", metadata=metadata)
     config.unet_config |= {"num_heads": shape.num_heads, "axes_dim": list(shape.axes_dim)}
     set_dtypes(config, weights, options)
-    offload_device = comfy.model_management.unet_offload_device()
-    model = config.get_model(weights, "").to(offload_device)
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    device = comfy.model_management.get_torch_device()
-    patcher = kind(model, load_device=device, offload_device=offload_device)
-    is_dynamic = getattr(patcher, "is_dynamic", None)
-    model.load_model_weights(weights, "", **({"assign": is_dynamic()} if is_dynamic is not None else {}))
-    return patcher
+    return config
 
 
 def set_dtypes(config: Any, weights: dict[str, Tensor], options: dict[str, Any]) -> None:

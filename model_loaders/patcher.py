@@ -1,4 +1,4 @@
-"""A network of this pack as ComfyUI's ModelPatcher, on the pinned host and on newer ones."""
+"""A network whose model config we make, as ComfyUI's ModelPatcher, on the pinned host and on newer ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_patcher(
     patcher_class = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    model = model_config.get_model({}).to(offload)
+    model = model_config.get_model(weights).to(offload)
     patcher = patcher_class(
         model, load_device=comfy.model_management.get_torch_device(), offload_device=offload
     )

@@ -199,6 +199,23 @@ def test_the_released_size_goes_through_comfyuis_own_loader(
     assert asked == [((9216, 3072), {"dtype": torch.float8_e4m3fn})]
 
 
+def test_a_small_network_is_loaded_again_without_dynamic_memory_when_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer hosts have a second kind of patcher and call the loader again to have one of the first."""
+    import comfy.model_patcher
+
+    class DynamicPatcher(comfy.model_patcher.ModelPatcher):
+        pass
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", DynamicPatcher, raising=False)
+    write_kontext(folder / "tiny.safetensors")
+    first = load("tiny.safetensors")
+    again, arguments = first.cached_patcher_init
+    assert type(first) is DynamicPatcher
+    assert type(again(*arguments, disable_dynamic=True)) is comfy.model_patcher.ModelPatcher
+
+
 def released_shapes() -> dict[str, list[int]]:
     """Every weight of one double block and the outer layers at FLUX.1's size."""
     sizes = {24: 4096, 16: 768, 64: 3072, 192: 9216, 256: 12288, 384: 18432, 128: 6144, 32: 128}
