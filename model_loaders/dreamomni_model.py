@@ -21,7 +21,7 @@ from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
 from ..dit.dreamomni.network import DreamOmniNetwork
 from .host_attention import host_attention
 from .reference_checks import check_batches, check_joined, check_requests, missing_latents
-from .wrapped_call import call_through_wrappers
+from .wrapped_call import WrappedCall
 
 log = logging.getLogger("dreamomni")
 
@@ -58,7 +58,7 @@ def latent_format(spec: LatentSpec) -> comfy.latent_formats.LatentFormat:
     return LatentFormat(spec)
 
 
-class HostNetwork(DreamOmniNetwork):
+class HostNetwork(WrappedCall, DreamOmniNetwork):
     """The network with the call ComfyUI makes; a DIFFUSION_MODEL wrapper sees every evaluation."""
 
     def __init__(
@@ -70,22 +70,6 @@ class HostNetwork(DreamOmniNetwork):
         operations: Any = None,
     ) -> None:
         super().__init__(config, dtype=dtype, device=device, operations=operations)
-
-    # ComfyUI's call differs from the plain network's on purpose.
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | None = None,
-        control: object = None,
-        transformer_options: dict[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor:
-        """Velocity (B, C, H, W) at sigma = timestep (B)."""
-        options = transformer_options or {}
-        return call_through_wrappers(
-            self._forward, self, options, x, timestep, context, control, options, **conditions
-        )
 
     def _forward(
         self,
@@ -101,8 +85,8 @@ class HostNetwork(DreamOmniNetwork):
     ) -> Tensor:
         attention = host_attention(transformer_options)
         positions = transformer_options.get(POSITIONS)
-        return super().forward(
-            x, timestep, context, attention_mask, image_index, ref_latents, attention, positions
+        return DreamOmniNetwork.forward(
+            self, x, timestep, context, attention_mask, image_index, ref_latents, attention, positions
         )
 
 

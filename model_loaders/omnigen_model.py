@@ -26,7 +26,7 @@ from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
 from .host_attention import host_attention
 from .reference_checks import check_named, check_references
-from .wrapped_call import call_through_wrappers
+from .wrapped_call import WrappedCall
 
 log = logging.getLogger("dreamomni")
 
@@ -67,7 +67,7 @@ def placement(size: int, device: torch.device) -> torch.device | None:
     return ram if size < RAM_SHARE * comfy.model_management.get_free_memory(ram) else None
 
 
-class HostNetwork(OmniGenNetwork):
+class HostNetwork(WrappedCall, OmniGenNetwork):
     """The network with the call ComfyUI makes; a DIFFUSION_MODEL wrapper sees every evaluation."""
 
     def __init__(
@@ -83,21 +83,6 @@ class HostNetwork(OmniGenNetwork):
         self.prefix_cache = PrefixCache()
         self.weights_key: Callable[[], Callable[[], Hashable | None] | None] = lambda: None
         """Set by the BaseModel: its method that names the present weights, or None."""
-
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | None = None,
-        control: object = None,
-        transformer_options: dict[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor:
-        """Velocity (B, C, H, W) at sigma = timestep (B) under `prefixes`."""
-        options = transformer_options or {}
-        return call_through_wrappers(
-            self._forward, self, options, x, timestep, context, control, options, **conditions
-        )
 
     def _forward(
         self,
