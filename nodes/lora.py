@@ -16,6 +16,13 @@ from .types import CATEGORY, References
 NO_LORA = "none"
 
 
+def strength_input(tooltip: str) -> io.Input:
+    """How much of a LoRA is applied."""
+    return node_input(
+        io.Float, "strength", default=1.0, min=-4.0, max=4.0, step=0.05, round=0.001, tooltip=tooltip
+    )
+
+
 class TaskLoRA(io.ComfyNode):
     """Switches between the edit and the generate LoRA by the task of the references."""
 
@@ -36,16 +43,7 @@ class TaskLoRA(io.ComfyNode):
                 node_input(References, "references", tooltip="From Reference Images; brings the task."),
                 node_input(io.Combo, "edit_lora", options=names, tooltip="For the task edit."),
                 node_input(io.Combo, "generate_lora", options=names, tooltip="For the task generate."),
-                node_input(
-                    io.Float,
-                    "strength",
-                    default=1.0,
-                    min=-4.0,
-                    max=4.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="1 is what the LoRAs were trained for, 0 switches them off.",
-                ),
+                strength_input("1 is what the LoRAs were trained for, 0 switches them off."),
                 node_input(
                     io.Boolean,
                     "source_alone",

@@ -10,6 +10,7 @@ from ..model_loaders.guidance_interval import limit_guidance
 from ..model_loaders.lora import FOLDER, apply_lora
 from ..model_loaders.weight_files import safetensors_names
 from .fingerprints import lora_state
+from .lora import strength_input
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY
@@ -35,16 +36,7 @@ class OmniGenLoRA(io.ComfyNode):
                     tooltip="A file in models/loras; adapter_config.json beside adapter_model.safetensors is "
                     "read for its alpha.",
                 ),
-                node_input(
-                    io.Float,
-                    "strength",
-                    default=1.0,
-                    min=-4.0,
-                    max=4.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="1 is what the LoRA was trained for, 0 leaves the model as it is.",
-                ),
+                strength_input("1 is what the LoRA was trained for, 0 leaves the model as it is."),
             ],
             outputs=[io.Model.Output("model_out", display_name="model")],
             hidden=[io.Hidden.unique_id],
