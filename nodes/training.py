@@ -30,7 +30,6 @@ from .schema import node_input, node_schema
 from .small_vae import small_vae_base
 from .training_encoders import required
 from .training_inputs import (
-    MAX_SEED,
     STAGE_CATEGORY,
     changed_region_input,
     chosen_overrides,
@@ -42,6 +41,7 @@ from .training_inputs import (
     processes_input,
     resume_input,
     run_outputs,
+    seed_input,
     timesteps_input,
 )
 from .training_job import make_job
@@ -233,15 +233,12 @@ class TrainDreamOmni(io.ComfyNode):
                     optional=True,
                     tooltip="For networks on latents; a small VAE travels with the result.",
                 ),
-                node_input(
-                    io.Int, "seed", default=0, min=0, max=MAX_SEED, optional=True,
-                    control_after_generate=False, tooltip="Fixes everything that is drawn.",
-                ),
+                seed_input("Fixes everything that is drawn."),
                 resume_input(),
                 changed_region_input("mask"),
             ],
             outputs=run_outputs("model_name", "Folder in models/dreamomni."),
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(

@@ -45,17 +45,22 @@ def override_inputs(usual: Mapping[str, str] | None = None) -> list[io.Input]:
             if name in words
         ),
         *([precision_input(words["precision"])] if "precision" in words else []),
-        node_input(
-            io.Int,
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            optional=True,
-            control_after_generate=False,
-            tooltip="Fixes start weights, order, noise and dropout.",
-        ),
+        seed_input("Fixes start weights, order, noise and dropout."),
     ]
+
+
+def seed_input(tooltip: str) -> io.Input:
+    """What everything drawn in a run follows from."""
+    return node_input(
+        io.Int,
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        optional=True,
+        control_after_generate=False,
+        tooltip=tooltip,
+    )
 
 
 def precision_input(usual: str) -> io.Input:
