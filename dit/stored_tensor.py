@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .eight_bit import rows_from_eight_bit, rows_to_eight_bit
+
 log = logging.getLogger("dreamomni")
 QUANTISED_GROUP = 32
 """Channels that share one 8-bit scale: 45 dB for normal values at 6 % more memory than the bytes alone."""
@@ -28,10 +30,10 @@ class StoredTensor:
             return cls(tensor.contiguous().clone(), None, tensor.dtype)
         channels = tensor.shape[-1]
         group = QUANTISED_GROUP if channels % QUANTISED_GROUP == 0 else channels
-        groups = tensor.float().unflatten(-1, (-1, group))
-        scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        scales = scales.bfloat16()  # half precision would lose small scales
-        values = (groups / scales.float()).round().clamp(-127, 127).to(torch.int8)
+        # Many groups: their scales in two bytes each. Half precision would lose small ones.
+        values, scales = rows_to_eight_bit(
+            tensor.unflatten(-1, (-1, group)), torch.int8, scale_dtype=torch.bfloat16
+        )
         return cls(values, scales, tensor.dtype)
 
     def read(self, device: torch.device) -> Tensor:
@@ -39,7 +41,8 @@ class StoredTensor:
         values = self.values.to(device, non_blocking=True)
         if self.scales is None:
             return values
-        return (values.to(self.dtype) * self.scales.to(device, self.dtype, non_blocking=True)).flatten(-2)
+        scales = self.scales.to(device, self.dtype, non_blocking=True)
+        return rows_from_eight_bit(values, scales, self.dtype).flatten(-2)
 
     def move(self, device: torch.device) -> None:
         """Store the tensor on another device."""

@@ -7,6 +7,7 @@ the picture projections keep their format. Weights are unpacked at use, so offlo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.nn import functional
 
 import comfy.ops
 
-FP8_MAX = 448.0
-INT8_MAX = 127.0
+from ..dit.eight_bit import rows_to_eight_bit
+
 NF4_BLOCK = 64
 
 
@@ -68,18 +69,6 @@ def import_bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(weight (out, in) in float8 e4m3, scale (out,)): each row's largest value is the format's."""
-    scale = row_limits(weight) / FP8_MAX
-    return (weight.float() / scale[:, None]).to(torch.float8_e4m3fn), scale
-
-
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(weight (out, in) in int8, scale (out,)), symmetric around zero."""
-    scale = row_limits(weight) / INT8_MAX
-    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
-
-
 def to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(weight packed two to a byte, scale per 64 values), by bitsandbytes."""
     packed, state = import_bitsandbytes().functional.quantize_4bit(
@@ -88,16 +77,10 @@ def to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return packed, state.absmax
 
 
-def row_limits(weight: Tensor) -> Tensor:
-    """The largest magnitude (out,) of each row; 1 for a row of zeros, which any scale fits."""
-    limits = weight.float().abs().amax(dim=1)
-    return torch.where(limits > 0, limits, torch.ones_like(limits))
-
-
 Quantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
 QUANTIZERS: dict[str, tuple[type[comfy.ops.manual_cast.Linear], Quantizer]] = {
-    "fp8": (RowScaledLinear, to_fp8),
-    "int8": (RowScaledLinear, to_int8),
+    "fp8": (RowScaledLinear, partial(rows_to_eight_bit, kind=torch.float8_e4m3fn)),
+    "int8": (RowScaledLinear, partial(rows_to_eight_bit, kind=torch.int8)),
     "nf4": (Nf4Linear, to_nf4),
 }
 
@@ -118,7 +101,7 @@ def quantized_layer(layer: nn.Linear, precision: str, device: torch.device) -> n
     weight, scale = quantizer(layer.weight.detach().to(device))
     twin = kind(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     twin.weight = nn.Parameter(weight.to(home), requires_grad=False)
-    twin.scale = nn.Parameter(scale.float().to(home), requires_grad=False)
+    twin.scale = nn.Parameter(scale.float().flatten().to(home), requires_grad=False)
     if layer.bias is not None:
         twin.bias = layer.bias
     return twin

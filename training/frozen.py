@@ -15,26 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dit.eight_bit import rows_from_eight_bit, rows_to_eight_bit
 from .config import MemoryConfig
 from .optimizers import NF4_INSTEAD, NF4_NEEDS, optional_package
 from .pinned import PinnedSlabs
 from .streaming import BACKWARD, Conveyor, forward_phase
 
-FP8_LARGEST = 448.0
-INT8_LARGEST = 127.0
+WIDE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EIGHT_BIT = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
-def rows_quantised(weight: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
-    """(stored weight, scale (rows, 1) or None) of a weight (rows, columns) for bf16, fp8 or int8."""
-    if kind in ("bf16", "fp32"):
-        return weight.to(torch.bfloat16 if kind == "bf16" else torch.float32), None
-    limit = FP8_LARGEST if kind == "fp8" else INT8_LARGEST
-    wide = weight.float()
-    scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / limit
-    scaled = wide / scale
-    if kind == "int8":
-        return scaled.round().to(torch.int8), scale
-    return scaled.to(torch.float8_e4m3fn), scale
+def held_weight(weight: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
+    """(stored weight, scale (rows, 1) or None) of a weight (rows, columns) for fp32, bf16, fp8 or int8."""
+    if precision in WIDE:
+        return weight.to(WIDE[precision]), None
+    return rows_to_eight_bit(weight, EIGHT_BIT[precision])
 
 
 # Why int8 is ours and not torchao's: torchao 0.18 works with torch 2.11 and peft as they are, and its
@@ -84,7 +79,9 @@ class FrozenLinear(nn.Linear):
 
     def scaled(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """What the stored weight stands for."""
-        return weight.to(dtype) if self.scale is None else weight.to(dtype) * self.scale.to(dtype)
+        if self.scale is None:
+            return weight.to(dtype)
+        return rows_from_eight_bit(weight, self.scale, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (..., in) to (..., out), in autocast's dtype where it is on."""
@@ -98,7 +95,7 @@ def frozen_linear(linear: nn.Linear, memory: MemoryConfig, device: torch.device)
     """The layer as `memory` wants it held: on `device`, or its weight, nearly all of it, in host memory."""
     if memory.precision == "nf4":
         return nf4_linear(linear, device)
-    weight, scale = rows_quantised(linear.weight.data, memory.precision)
+    weight, scale = held_weight(linear.weight.data, memory.precision)
     weight = weight.to(torch.device("cpu") if memory.stream_base else device)
     bias = None if linear.bias is None else linear.bias.data.to(device)
     return FrozenLinear(weight, None if scale is None else scale.to(device), bias)

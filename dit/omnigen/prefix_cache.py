@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..eight_bit import rows_to_eight_bit
 from ..stored_tensor import moved_to
 from .config import OmniGenConfig
 from .layout import Slot
@@ -53,6 +54,7 @@ class Stored:
             target.copy_(numbers, non_blocking=True)
             return
         scale = self.scale[:, :, :rows].to(target.device, non_blocking=True)
+        # int8 times fp32 is fp32: rounded once, and no wide copy of the numbers at every step.
         target.copy_(numbers.to(target.device, non_blocking=True) * scale)
 
     @property
@@ -65,8 +67,8 @@ def store(rows: Tensor, eight_bit: bool, device: torch.device) -> Stored:
     """Keep (1, K, rows, D) on `device`; pinned when it waits in RAM for a CUDA card."""
     scale = None
     if eight_bit:
-        scale = rows.float().abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
-        rows, scale = (rows.float() / scale).round().to(torch.int8), keep(scale, device)
+        rows, scale = rows_to_eight_bit(rows, torch.int8)
+        scale = keep(scale, device)
     return Stored(keep(rows, device), scale)
 
 
