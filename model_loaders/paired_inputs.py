@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from comfy.conds import CONDConstant
 from comfy.utils import repeat_to_batch_size
@@ -44,8 +44,7 @@ def pair_conditioning(source: Conditioning, target: Conditioning) -> Conditionin
     more = {**source_more, POOLED: torch.cat(pooled), PAIR: True}
     if lengths[0] != lengths[1]:
         more["model_conds"] = {**source_more.get("model_conds", {}), TEXT_LENGTHS: CONDConstant(lengths)}
-    padded = [F.pad(text, (0, 0, 0, max(lengths) - text.shape[1])) for text in texts]
-    return [[torch.cat(padded), more]]
+    return [[pad_sequence([text[0] for text in texts], batch_first=True), more]]
 
 
 def one_prompt(conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, Any]]:

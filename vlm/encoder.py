@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from .chat import TEMPLATES
 
@@ -90,16 +90,10 @@ def check_length(num_tokens: int, num_images: int, max_tokens: int) -> None:
 
 def join_features(features: Sequence[VLMFeatures]) -> VLMFeatures:
     """Requests of different lengths as one batch, padded with zeros on the right."""
-    length = max(item.tokens.shape[1] for item in features)
-    gaps = [length - item.tokens.shape[1] for item in features]
     return VLMFeatures(
-        tokens=torch.cat(
-            [functional.pad(f.tokens, (0, 0, 0, g)) for f, g in zip(features, gaps, strict=True)]
+        tokens=pad_sequence([row for item in features for row in item.tokens], batch_first=True),
+        attention_mask=pad_sequence(
+            [row for item in features for row in item.attention_mask], batch_first=True
         ),
-        attention_mask=torch.cat(
-            [functional.pad(f.attention_mask, (0, g)) for f, g in zip(features, gaps, strict=True)]
-        ),
-        image_index=torch.cat(
-            [functional.pad(f.image_index, (0, g)) for f, g in zip(features, gaps, strict=True)]
-        ),
+        image_index=pad_sequence([row for item in features for row in item.image_index], batch_first=True),
     )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ...dit.dreamomni.blocks import DiTBlock
 from ...dit.dreamomni.config import DreamOmniConfig
@@ -217,14 +218,9 @@ def padded_prompts(
     samples: Sequence[CachedSample], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """VLM tokens (B, L, D), mask and picture numbers (B, L), padded on the right."""
-    length = max(len(sample.prompt["tokens"]) for sample in samples)
-    parts: dict[str, list[Tensor]] = {name: [] for name in PROMPT_PARTS}
-    for sample in samples:
-        gap = length - len(sample.prompt["tokens"])
-        parts["tokens"].append(F.pad(sample.prompt["tokens"].to(dtype), (0, 0, 0, gap)))
-        parts["attention_mask"].append(F.pad(sample.prompt["attention_mask"].bool(), (0, gap)))
-        parts["image_index"].append(F.pad(sample.prompt["image_index"].long(), (0, gap)))
-    return {name: torch.stack(rows).to(device) for name, rows in parts.items()}
+    dtypes = {"tokens": dtype, "attention_mask": torch.bool, "image_index": torch.long}
+    parts = {name: [sample.prompt[name].to(kind) for sample in samples] for name, kind in dtypes.items()}
+    return {name: pad_sequence(rows, batch_first=True).to(device) for name, rows in parts.items()}
 
 
 def is_blocks(config: DreamOmniConfig) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...vlm import encoder, inputs
@@ -58,9 +58,8 @@ class TrainedPair(nn.Module):
 
 def joined(requests: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Requests as one batch, padded on the right; pictures one after the other."""
-    length = max(request["input_ids"].shape[1] for request in requests)
     batch = {
-        name: torch.cat([F.pad(request[name], (0, length - request[name].shape[1])) for request in requests])
+        name: pad_sequence([request[name][0] for request in requests], batch_first=True)
         for name in ("input_ids", "attention_mask", "mm_token_type_ids")
     }
     for name in ("pixel_values", "image_grid_thw"):
