@@ -17,7 +17,8 @@ import comfy.model_management
 import comfy.patcher_extension
 import comfy.supported_models_base
 
-from ..dit.dreamomni.config import DreamOmniConfig, LatentSpec
+from ..dit.dreamomni.config import DreamOmniConfig
+from ..dit.dreamomni.latent import LatentSpec
 from ..dit.dreamomni.network import DreamOmniNetwork
 from .host_attention import host_attention
 from .reference_checks import check_batches, check_joined, check_requests, missing_latents

@@ -13,7 +13,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 
-from ..dit.dreamomni.config import LatentSpec
+from ..dit.dreamomni.latent import LatentSpec
 from ..dit.dreamomni.storage import CONFIG, VAE_WEIGHTS, load_vae
 from ..dit.dreamomni.vae import PixelBlocks, SmallVAE
 from ..dit.weight_format import require_safetensors

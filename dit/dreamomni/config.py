@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..positions import PositionScheme
+from .config_checks import known_only, one_of
+from .latent import LatentSpec, pixel_latent
 
 BLOCKS_PER_GROUP = 2
 """Published: every group holds exactly two DiT blocks."""
-LATENT_KINDS = ("flux", "sdxl", "small", "pixels")
 POSITION_ENCODINGS = ("rope", "sincos", "rope+sincos", "none")
 MODULATION_ORDERS = ("linear-silu", "silu-linear")
 MODULATION_FORMS = ("alpha", "one-plus-alpha")
@@ -24,49 +25,6 @@ SKIP_MERGES = ("concat", "add")
 DOWNSAMPLERS = ("conv", "pixel-unshuffle")
 UPSAMPLERS = ("nearest-conv", "pixel-shuffle")
 PREDICTIONS = ("velocity", "clean")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; use one of {', '.join(allowed)}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentSpec:
-    """The space the network denoises in and how it is shown before the VAE has decoded it."""
-
-    kind: str = "flux"
-    """`flux` or `sdxl`: those VAE files; `small`: the VAE of this package; `pixels`: no VAE, whole blocks of
-    `downscale` x `downscale` RGB pixels as channels."""
-    channels: int = 16
-    downscale: int = 8
-    """Pixels per latent cell and side."""
-    scale: float = 0.3611
-    """The network sees (latent - shift) * scale."""
-    shift: float = 0.1159
-    rgb_factors: tuple[tuple[float, float, float], ...] = ()
-    """Preview colours: RGB in -1..1 as a linear function of what the network sees, fitted to the VAE."""
-    rgb_bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def __post_init__(self) -> None:
-        _one_of("latent kind", self.kind, LATENT_KINDS)
-        if self.channels < 1 or self.downscale < 1:
-            raise ValueError(
-                f"latent channels and downscale must be positive: {self.channels}, {self.downscale}"
-            )
-        if self.kind == "pixels" and self.channels != 3 * self.downscale**2:
-            raise ValueError(
-                f"pixel blocks of {self.downscale} x {self.downscale} have {3 * self.downscale**2} channels, "
-                f"the config says {self.channels}"
-            )
-        if self.scale == 0:
-            raise ValueError("latent scale must not be 0")
-        if self.rgb_factors and (
-            len(self.rgb_factors) != self.channels or any(len(row) != 3 for row in self.rgb_factors)
-        ):
-            raise ValueError(
-                f"rgb_factors must be {self.channels} rows of 3, got {len(self.rgb_factors)} rows"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,14 +96,14 @@ class DreamOmniConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rope_axes", tuple(self.rope_axes))
-        _one_of("conv_skip_merge", self.conv_skip_merge, SKIP_MERGES)
-        _one_of("downsample", self.downsample, DOWNSAMPLERS)
-        _one_of("upsample", self.upsample, UPSAMPLERS)
-        _one_of("modulation_order", self.modulation_order, MODULATION_ORDERS)
-        _one_of("modulation_form", self.modulation_form, MODULATION_FORMS)
-        _one_of("position_encoding", self.position_encoding, POSITION_ENCODINGS)
-        _one_of("prediction", self.prediction, PREDICTIONS)
-        _one_of("reference_positions", self.reference_positions, tuple(s.value for s in PositionScheme))
+        one_of("conv_skip_merge", self.conv_skip_merge, SKIP_MERGES)
+        one_of("downsample", self.downsample, DOWNSAMPLERS)
+        one_of("upsample", self.upsample, UPSAMPLERS)
+        one_of("modulation_order", self.modulation_order, MODULATION_ORDERS)
+        one_of("modulation_form", self.modulation_form, MODULATION_FORMS)
+        one_of("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        one_of("prediction", self.prediction, PREDICTIONS)
+        one_of("reference_positions", self.reference_positions, tuple(s.value for s in PositionScheme))
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -211,26 +169,10 @@ class DreamOmniConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> DreamOmniConfig:
         """The config of a mapping; missing fields take their default, an unknown one raises ValueError."""
-        _known_only(cls, values, "config.json")
-        latent = values.get("latent", {})
-        _known_only(LatentSpec, latent, "config.json, latent")
-        spec = dict(latent)
-        if "rgb_factors" in spec:
-            spec["rgb_factors"] = tuple(tuple(row) for row in spec["rgb_factors"])
-        if "rgb_bias" in spec:
-            spec["rgb_bias"] = tuple(spec["rgb_bias"])
-        whole: dict[str, Any] = {**values, "latent": LatentSpec(**spec)}
+        known_only(cls, values, "config.json")
+        latent = LatentSpec.from_mapping(values.get("latent", {}), "config.json, latent")
+        whole: dict[str, Any] = {**values, "latent": latent}
         return cls(**whole)
-
-
-def _known_only(cls: Any, values: Mapping[str, Any], place: str) -> None:
-    known = {item.name for item in fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(
-            f"{place} has fields this version does not know: {', '.join(unknown)}. "
-            "Update the pack, or remove them if they are typing errors."
-        )
 
 
 def paper_preset() -> DreamOmniConfig:
@@ -273,19 +215,6 @@ def tiny_preset() -> DreamOmniConfig:
         source_tokens=True,
         prediction="clean",
         sampling_shift=1.0,
-    )
-
-
-def pixel_latent(block: int) -> LatentSpec:
-    """No VAE: blocks of `block` x `block` pixels as channels, values in -1..1, with exact preview colours."""
-    share = 1.0 / block**2
-    rows = tuple(
-        (share * (colour == 0), share * (colour == 1), share * (colour == 2))
-        for colour in range(3)
-        for _ in range(block**2)
-    )
-    return LatentSpec(
-        kind="pixels", channels=3 * block**2, downscale=block, scale=1.0, shift=0.0, rgb_factors=rows
     )
 
 

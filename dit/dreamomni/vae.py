@@ -6,13 +6,14 @@ Pictures are (B, 3, H, W) in -1..1, sides multiples of the downscale d; latents 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config_checks import known_only
 from .layers import NORM_EPSILON
 
 LOGVAR_LIMIT = 20.0
@@ -50,9 +51,7 @@ class SmallVAEConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> SmallVAEConfig:
         """The config of a mapping; raises ValueError for fields it does not know."""
-        unknown = sorted(set(values) - {item.name for item in fields(cls)})
-        if unknown:
-            raise ValueError(f"vae/config.json has fields this version does not know: {', '.join(unknown)}")
+        known_only(cls, values, "vae/config.json")
         return cls(**values)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.dit.dreamomni.config import LatentSpec
+from pack.dit.dreamomni.latent import LatentSpec
 from pack.dit.dreamomni.network import DreamOmniNetwork
 from pack.dit.dreamomni.vae import PixelBlocks
 from safetensors.torch import save_file

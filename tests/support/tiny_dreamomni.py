@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pack.dit.dreamomni.config import DreamOmniConfig, LatentSpec, tiny_preset
+from pack.dit.dreamomni.config import DreamOmniConfig, tiny_preset
+from pack.dit.dreamomni.latent import LatentSpec
 from pack.dit.dreamomni.network import DreamOmniNetwork
 from pack.dit.dreamomni.storage import FolderIndex, save_dreamomni
 from pack.dit.dreamomni.vae import SmallVAE, SmallVAEConfig

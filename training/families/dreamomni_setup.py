@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ...dit.dreamomni.config import PRESETS, DreamOmniConfig, LatentSpec, pixel_latent
+from ...dit.dreamomni.config import PRESETS, DreamOmniConfig
+from ...dit.dreamomni.latent import LatentSpec, pixel_latent
 from ...dit.dreamomni.storage import CONFIG, read_index, read_json
 from ...vlm.families import hidden_size
 from ..config import RunConfig, StageConfig, one_of
@@ -63,16 +64,13 @@ def axes_from(text: str) -> tuple[int, ...]:
 
 def read_latent(folder: Path) -> LatentSpec:
     """The latent space of a trained small VAE."""
-    values = read_json(folder / LATENT)
-    values["rgb_factors"] = tuple(tuple(row) for row in values["rgb_factors"])
-    values["rgb_bias"] = tuple(values["rgb_bias"])
-    return LatentSpec(**values)
+    place = folder / LATENT
+    return LatentSpec.from_mapping(read_json(place), str(place))
 
 
 def write_latent(path: Path, spec: LatentSpec) -> None:
     """Store a latent space as `read_latent` reads it."""
-    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
-    path.write_text(json.dumps(values, indent=2), "utf-8")
+    path.write_text(json.dumps(asdict(spec), indent=2), "utf-8")
 
 
 def paper_stages() -> tuple[StageConfig, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...dit.dreamomni.config import LatentSpec
+from ...dit.dreamomni.latent import LatentSpec
 from ...dit.dreamomni.storage import load_vae, save_vae
 from ...dit.dreamomni.vae import SmallVAE, SmallVAEConfig, fit_preview_colours, fit_scale
 from ..config import RunConfig

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pack.dit.dreamomni.config import DreamOmniConfig, LatentSpec
+from pack.dit.dreamomni.config import DreamOmniConfig
+from pack.dit.dreamomni.latent import LatentSpec
 from pack.dit.dreamomni.network import DreamOmniNetwork
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pack.dit.dreamomni.config import PRESETS, DreamOmniConfig, LatentSpec, pixel_latent
+from pack.dit.dreamomni.config import PRESETS, DreamOmniConfig
+from pack.dit.dreamomni.latent import LatentSpec, pixel_latent
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -81,5 +81,7 @@ def test_scale_and_preview_colours_are_fitted() -> None:
 def test_bad_sizes_are_named(change, message) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SmallVAEConfig(), **change)
-    with pytest.raises(ValueError, match="does not know: depth"):
+    with pytest.raises(
+        ValueError, match=r"vae/config\.json has fields .* does not know: depth\. Update the pack"
+    ):
         SmallVAEConfig.from_mapping({"depth": 3})

@@ -139,6 +139,15 @@ def test_prompts_of_different_length_share_a_batch_and_change_nothing(family) ->
         torch.testing.assert_close(both[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_are_padded_on_the_right_with_zeros(family) -> None:
+    short, long = sample(1, words=2), sample(2, words=4)
+    prompt = collate(family, run_config(), short, long).conditions["prompt"]
+    assert torch.equal(prompt["tokens"][0], torch.cat([short.prompt["tokens"], torch.zeros(2, WIDTH)]))
+    assert torch.equal(prompt["tokens"][1], long.prompt["tokens"])
+    assert prompt["attention_mask"].tolist() == [[True, True, False, False], [True] * 4]
+    assert prompt["image_index"].tolist() == [[1, 0, 0, 0]] * 2
+
+
 @pytest.mark.parametrize("prediction", ["clean", "velocity"])
 def test_the_loss_is_the_error_of_what_the_network_predicts(family, prediction) -> None:
     config = run_config(
@@ -322,6 +331,17 @@ def test_a_small_vae_is_trained_and_measured(tmp_path) -> None:
     network = family.load_network(config, CPU)
     family.export_full(network, dict(network.state_dict()), folder, {}, config)
     assert read_latent(folder) == spec
+
+
+def test_an_unknown_field_of_a_latent_space_is_named(tmp_path) -> None:
+    from pack.training.families.dreamomni_setup import LATENT, read_latent, write_latent
+
+    write_latent(tmp_path / LATENT, vae_latent())
+    assert read_latent(tmp_path) == vae_latent()
+    text = (tmp_path / LATENT).read_text("utf-8")
+    (tmp_path / LATENT).write_text(text.replace('"channels"', '"chanels"'), "utf-8")
+    with pytest.raises(ValueError, match=r"latent\.json has fields this version does not know: chanels"):
+        read_latent(tmp_path)
 
 
 def test_a_latent_space_is_measured_on_pictures_of_every_size() -> None:
