@@ -19,7 +19,8 @@ from ..dit.omnigen.cached import CacheUse, cached_velocity
 from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix
-from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, shared_rows
+from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache
+from ..dit.omnigen.prefix_entry import shared_rows
 from ..dit.omnigen.prompt import image_only_prompt, tag, tokenize_prompt
 from ..dit.omnigen.state_dict import to_official
 from .harness import Table, measure

@@ -12,17 +12,8 @@ from .blocks import Attention
 from .layout import Rows, prefix_rows, time_rows
 from .network import OmniGenNetwork, pad_to_patch
 from .prefix import Prefix
-from .prefix_cache import (
-    CacheSettings,
-    Entry,
-    Placement,
-    PrefixCache,
-    Stored,
-    bytes_per_token,
-    no_room_text,
-    sigma_key,
-    store,
-)
+from .prefix_cache import CacheSettings, Placement, PrefixCache, bytes_per_token, no_room_text
+from .prefix_entry import Entry, Stored, sigma_key, store
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from pack.dit.eight_bit import rows_from_eight_bit, rows_to_eight_bit
-from pack.dit.omnigen.prefix_cache import store
+from pack.dit.omnigen.prefix_entry import store
 from pack.dit.stored_tensor import StoredTensor
 from pack.training.config import MemoryConfig
 from pack.training.frozen import frozen_linear

@@ -7,7 +7,8 @@ import torch
 from omnigen_prefixes import guided, use_of
 from pack.dit.omnigen.blocks import torch_attention
 from pack.dit.omnigen.cached import cached_velocity
-from pack.dit.omnigen.prefix_cache import PrefixCache, bytes_per_token, shared_rows
+from pack.dit.omnigen.prefix_cache import PrefixCache, bytes_per_token
+from pack.dit.omnigen.prefix_entry import shared_rows
 from pack.samplers.schedules import uniform_sigmas
 from pack.samplers.solvers import SOLVERS
 from tiny_omnigen import diffusers_model, own_network, tiny_config

@@ -204,9 +204,9 @@ def test_pictures_first_need_less_than_words_first(network, branches, caplog):
 
 
 def test_time_tokens_are_bounded(network, branches, monkeypatch):
-    from pack.dit.omnigen import prefix_cache
+    from pack.dit.omnigen import prefix_entry
 
-    monkeypatch.setattr(prefix_cache, "MAX_TIMES", 4)
+    monkeypatch.setattr(prefix_entry, "MAX_TIMES", 4)
     cache = PrefixCache()
     with torch.inference_mode():
         for step in range(10):
