@@ -16,6 +16,7 @@ from ..training.families.dreamomni_setup import LATENT, read_latent
 from ..training.presets import vae_run
 from .fingerprints import model_folder_state
 from .schema import node_input, node_schema
+from .training_folders import CONTINUE, chosen_name
 from .training_inputs import (
     STAGE_CATEGORY,
     chosen_overrides,
@@ -27,7 +28,6 @@ from .training_inputs import (
 )
 from .training_job import make_job
 from .training_results import publish_export, require_free, result_state
-from .training_run import CONTINUE, chosen_name
 from .types import CATEGORY
 
 FOLDER = "dreamomni_vae"

@@ -28,7 +28,9 @@ from ..training.presets import (
 from .fingerprints import dreamomni_state, model_folder_state, weights_state
 from .schema import node_input, node_schema
 from .small_vae import small_vae_base
+from .training_bases import base_role
 from .training_encoders import required
+from .training_folders import CONTINUE, chosen_name
 from .training_inputs import (
     STAGE_CATEGORY,
     changed_region_input,
@@ -52,7 +54,6 @@ from .training_results import (
     require_free,
     result_state,
 )
-from .training_run import CONTINUE, base_role, chosen_name
 from .training_translator import joint_job, joint_name, lora_half
 from .types import Processor, Vlm
 

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..training.config import PRECISIONS, ObjectiveConfig
 from ..training.presets import AS_FAMILY, CHANGED_REGION, LORA_OPTIMIZERS, PRODIGY_RATE, TIMESTEPS, Overrides
 from .schema import node_input
-from .training_run import CONTINUE, resume_choices
+from .training_folders import CONTINUE, resume_choices
 from .types import CATEGORY, Dataset, Run
 
 STAGE_CATEGORY = f"{CATEGORY}/train"

@@ -12,12 +12,19 @@ from comfy_api.latest import io, ui
 
 from ..training.config import check_run_name
 from ..training.metrics import FILE as DIARY
-from ..training.report import loss_chart, run_summary, sample_strips, words_picture
+from ..training.report import (
+    DATASET_NOTES,
+    dataset_notes,
+    loss_chart,
+    run_summary,
+    sample_strips,
+    words_picture,
+)
 from .fingerprints import UNKNOWN, state_of_name
 from .notes import show_note
 from .pictures import image_of
 from .schema import node_input, node_schema
-from .training_run import TrainingRun, run_notes, runs_root
+from .training_folders import TrainingRun, runs_root
 from .types import CATEGORY, Run
 
 CONNECTED = "the connected run"
@@ -50,7 +57,7 @@ def recorded_folder(run: TrainingRun | None, run_name: str) -> Path:
 def shown_files(run_name: str) -> list[Path]:
     """What the report of a run is made from."""
     folder = recorded_folder(None, run_name)
-    return [folder / DIARY, folder / "dataset.json", *sample_strips(folder)]
+    return [folder / DIARY, folder / DATASET_NOTES, *sample_strips(folder)]
 
 
 def stacked_strips(files: list[Path]) -> Tensor:
@@ -119,7 +126,7 @@ class TrainingReport(io.ComfyNode):
     def execute(cls, run: TrainingRun | None = None, run_name: str = CONNECTED) -> io.NodeOutput:
         folder = recorded_folder(run, run_name)
         chart = image_of(loss_chart(folder))
-        words = run_summary(folder, run_notes(folder))
+        words = run_summary(folder, dataset_notes(folder))
         show_note(cls, words)
         samples = stacked_strips(sample_strips(folder))
         return io.NodeOutput(chart, samples, words, ui=ui.PreviewImage(chart, cls=cls))

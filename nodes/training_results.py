@@ -18,7 +18,7 @@ from ..training.files import whole_folder, write_json
 from ..training.trainer import CHECKPOINTS, EXPORTS
 from .fingerprints import UNKNOWN
 from .own_writes import OWN_WRITES
-from .training_run import CONTINUE, FRESH, TrainingRun, runs_root
+from .training_folders import CONTINUE, FRESH, TrainingRun, runs_root
 
 log = logging.getLogger("dreamomni")
 PUBLISHED = "published.json"

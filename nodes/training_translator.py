@@ -17,6 +17,7 @@ from ..training.presets import TRANSLATOR_SUFFIX, translator_plan, translator_ru
 from ..training.vlm_merge import merge_vlm
 from .schema import node_input, node_schema
 from .training_encoders import required
+from .training_folders import CONTINUE, FRESH, TrainingRun, chosen_name, runs_root
 from .training_inputs import (
     STAGE_CATEGORY,
     chosen_overrides,
@@ -35,7 +36,7 @@ from .training_results import (
     require_free,
     result_state,
 )
-from .training_run import CONTINUE, FRESH, Job, TrainingRun, chosen_name, runs_root
+from .training_run import Job
 from .types import Vlm
 
 TAUGHT = "taught.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ MARKS = {
     "ladder": (200, 120, 0),
     "saved": (150, 150, 150),
 }
+
+DATASET_NOTES = "dataset.json"
+"""A file of the run: what the dataset doctor said before it."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -138,6 +142,12 @@ def run_summary(folder: Path, notes: str = "") -> str:
     ending = events[-1]["event"] if events else "not started"
     lines.append(f"last event: {ending.replace('_', ' ')}")
     return "\n".join(lines)
+
+
+def dataset_notes(folder: Path) -> str:
+    """What the dataset doctor said before the run."""
+    path = folder / DATASET_NOTES
+    return json.loads(path.read_text(encoding="utf-8"))["text"] if path.is_file() else ""
 
 
 def best_held_out(events: Sequence[dict[str, Any]]) -> str:

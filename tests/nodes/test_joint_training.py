@@ -174,7 +174,7 @@ def test_a_translator_never_takes_the_place_of_the_vlm_it_starts_from(
     vlm_folder: Callable[[str], Path],
 ) -> None:
     from pack.model_loaders.vlm import load_vlm
-    from pack.nodes.training_run import runs_root
+    from pack.nodes.training_folders import runs_root
     from pack.nodes.training_translator import TrainVLM
     from pack.training.checkpoint import RunState, save_checkpoint
     from pack.training.dataset import open_dataset

@@ -51,7 +51,7 @@ def test_the_dataset_check_moves_the_bar(
 def test_hashing_the_base_moves_the_bar_and_can_be_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pack.nodes.training_run import HASHED_BETWEEN, base_hashes
+    from pack.nodes.training_bases import HASHED_BETWEEN, base_hashes
     from pack.training.config import RunConfig
 
     import comfy.model_management as mm
@@ -83,7 +83,7 @@ def test_cancel_is_noticed_while_the_records_are_read(output_dir: Path, tmp_path
 
 
 def test_resuming_is_decided_without_reading_the_weights(output_dir: Path, tmp_path: Path) -> None:
-    from pack.nodes.training_run import check_resume
+    from pack.nodes.training_checks import check_resume
     from pack.training.checkpoint import RunState, checkpoint_path, save_checkpoint
     from pack.training.config import RunConfig
     from pack.training.config_json import to_json
@@ -125,7 +125,7 @@ def test_more_processes_than_cards_are_refused(
 def test_a_large_base_needs_a_device_that_training_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, worker: str, message: str
 ) -> None:
-    from pack.nodes import training_run
+    from pack.nodes import training_checks
     from pack.training.config import RunConfig
 
     import comfy.model_management
@@ -134,19 +134,19 @@ def test_a_large_base_needs_a_device_that_training_knows(
     base.write_bytes(b"x" * 100)
     config = RunConfig(name="x", family="kontext", base={"transformer": str(base)})
     monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(host))
-    monkeypatch.setattr(training_run, "chosen_device", lambda name, rank: torch.device(worker))
-    training_run.require_device(config)  # a small one may be trained anywhere
-    monkeypatch.setattr(training_run, "LARGEST_ON_CPU", 50)
+    monkeypatch.setattr(training_checks, "chosen_device", lambda name, rank: torch.device(worker))
+    training_checks.require_device(config)  # a small one may be trained anywhere
+    monkeypatch.setattr(training_checks, "LARGEST_ON_CPU", 50)
     if message:
         with pytest.raises(ValueError, match=message):
-            training_run.require_device(config)
+            training_checks.require_device(config)
     else:
-        training_run.require_device(config)
+        training_checks.require_device(config)
 
 
 def test_the_best_weights_are_published_else_the_last(models_dir: Path, output_dir: Path) -> None:
+    from pack.nodes.training_folders import TrainingRun, runs_root
     from pack.nodes.training_results import best_export, publish_lora
-    from pack.nodes.training_run import TrainingRun, runs_root
 
     run = TrainingRun(runs_root() / "mine")
     exports = run.folder / "exports"

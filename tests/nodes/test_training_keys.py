@@ -49,7 +49,8 @@ def saved(config: RunConfig, folder: Path) -> tuple[Session, Path]:
 
 def test_every_module_becomes_the_patch_that_was_trained(config: RunConfig, tmp_path: Path) -> None:
     from pack.model_loaders.lora_check import unmatched_keys
-    from pack.nodes.training_run import bare_model, require_loadable
+    from pack.nodes.training_bases import bare_model
+    from pack.nodes.training_checks import require_loadable
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     import comfy.lora
@@ -86,7 +87,7 @@ def test_a_foreign_key_is_refused_with_its_name_and_what_to_do(config: RunConfig
 
 
 def test_half_a_module_is_noticed(config: RunConfig, tmp_path: Path) -> None:
-    from pack.nodes.training_run import require_loadable
+    from pack.nodes.training_checks import require_loadable
 
     _, lora = saved(config, tmp_path)
     tensors = load_file(lora)

@@ -116,7 +116,7 @@ def test_a_lora_is_trained_published_and_loads_without_unmatched_keys(
 
 
 def test_run_names_and_resume_choices(output_dir: Path) -> None:
-    from pack.nodes.training_run import CONTINUE, FRESH, chosen_name, resume_choices, runs_root
+    from pack.nodes.training_folders import CONTINUE, FRESH, chosen_name, resume_choices, runs_root
     from pack.training.checkpoint import RunState, save_checkpoint
 
     assert chosen_name("new", FRESH) == "new"
@@ -172,7 +172,7 @@ def test_a_kontext_file_in_a_folder_called_like_a_family_is_a_base(models_dir: P
 def test_shards_are_offered_as_one_base(models_dir: Path) -> None:
     from host_models import kontext_weights, write_sharded
     from pack.nodes.training import base_choices, base_path
-    from pack.nodes.training_run import base_hashes, base_parts
+    from pack.nodes.training_bases import base_hashes, base_parts
     from pack.training.config import RunConfig
 
     weights = kontext_weights()
@@ -195,14 +195,14 @@ def test_shards_are_offered_as_one_base(models_dir: Path) -> None:
 
 
 def test_a_large_base_on_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pack.nodes import training_run
+    from pack.nodes import training_checks
     from pack.training.config import RunConfig
 
     base = tmp_path / "large.safetensors"
     base.write_bytes(b"x" * 100)
-    monkeypatch.setattr(training_run, "LARGEST_ON_CPU", 50)
+    monkeypatch.setattr(training_checks, "LARGEST_ON_CPU", 50)
     with pytest.raises(ValueError, match="ComfyUI runs on the CPU"):
-        training_run.require_device(RunConfig(name="x", family="kontext", base={"transformer": str(base)}))
+        training_checks.require_device(RunConfig(name="x", family="kontext", base={"transformer": str(base)}))
 
 
 def test_encoder_identities_follow_what_the_models_answer() -> None:
@@ -243,10 +243,8 @@ def test_encoders_of_another_model_are_refused_before_any_work() -> None:
 def test_a_preview_that_cannot_be_drawn_or_saved_ends_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from types import SimpleNamespace
-
     from pack.nodes.training_encoders import PixelPictures
-    from pack.nodes.training_run import decode_samples
+    from pack.nodes.training_previews import decode_samples
     from safetensors.torch import save_file
 
     class FullCard(PixelPictures):
@@ -256,10 +254,9 @@ def test_a_preview_that_cannot_be_drawn_or_saved_ends_no_run(
     file = tmp_path / "samples" / "step-000000000-0.safetensors"
     file.parent.mkdir()
     save_file({"sample": torch.zeros(3, 8, 8), "target": torch.zeros(3, 8, 8)}, file)
-    assert decode_samples(SimpleNamespace(folder=tmp_path, encode_picture=FullCard()), 0) is None
+    assert decode_samples(tmp_path, FullCard(), 0) is None
     assert "no preview of step 0: CUDA error: out of memory" in caplog.text
-    job = SimpleNamespace(folder=tmp_path, encode_picture=PixelPictures())
-    assert decode_samples(job, 0) is not None
+    assert decode_samples(tmp_path, PixelPictures(), 0) is not None
     file.with_suffix(".png").unlink()
     file.with_suffix(".png").mkdir()
-    assert decode_samples(job, 0) is None
+    assert decode_samples(tmp_path, PixelPictures(), 0) is None

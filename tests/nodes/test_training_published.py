@@ -19,8 +19,8 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def test_a_network_is_replaced_and_what_users_put_beside_it_stays(models_dir: Path, output_dir: Path) -> None:
     """As Train DreamOmni's page tells them to: a VAE in vae/, or its name in config.json."""
+    from pack.nodes.training_folders import TrainingRun, runs_root
     from pack.nodes.training_results import publish_network
-    from pack.nodes.training_run import TrainingRun, runs_root
 
     run, published = TrainingRun(runs_root() / "mine"), models_dir / "dreamomni" / "mine"
     export = run.folder / "exports" / "last"
@@ -57,8 +57,8 @@ def test_a_small_vae_and_a_taught_vlm_keep_what_users_put_beside_them(
     models_dir: Path, output_dir: Path, tmp_path: Path
 ) -> None:
     """Weights that are cut into other files than before leave nothing of the older ones to be read."""
+    from pack.nodes.training_folders import TrainingRun, runs_root
     from pack.nodes.training_results import publish_export
-    from pack.nodes.training_run import TrainingRun, runs_root
     from pack.nodes.training_translator import publish_vlm
 
     for key in ("vlm", "dreamomni_vae"):
@@ -90,7 +90,7 @@ def test_a_small_vae_and_a_taught_vlm_keep_what_users_put_beside_them(
 def test_a_merged_vlm_keeps_what_users_put_beside_it(
     models_dir: Path, output_dir: Path, tmp_path: Path
 ) -> None:
-    from pack.nodes.training_run import TrainingRun, runs_root
+    from pack.nodes.training_folders import TrainingRun, runs_root
     from pack.nodes.training_translator import publish_vlm
 
     name, base, run = "layers.0.self_attn.q_proj", tmp_path / "base", TrainingRun(runs_root() / "mine")

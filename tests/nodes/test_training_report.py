@@ -55,7 +55,7 @@ def test_an_older_graph_and_one_without_a_wire_are_valid() -> None:
 
 
 def test_a_failed_run_is_shown_by_name_and_a_finished_one_by_wire(output_dir: Path) -> None:
-    from pack.nodes.training_run import TrainingRun
+    from pack.nodes.training_folders import TrainingRun
 
     write_run(output_dir, "failed", 100, {"event": "error", "step": 1, "message": "the loss diverged"})
     finished = TrainingRun(write_run(output_dir, "finished", 200, {"event": "finished", "step": 10}))
@@ -75,7 +75,7 @@ def test_the_last_line_names_the_last_event_whatever_the_dataset_check_said(outp
 
 
 def test_no_run_a_run_without_a_diary_and_a_name_outside_are_refused(output_dir: Path) -> None:
-    from pack.nodes.training_run import TrainingRun
+    from pack.nodes.training_folders import TrainingRun
 
     write_run(output_dir, "mine", 100)
     write_run(output_dir.parent / "elsewhere", "other", 100)
