@@ -15,6 +15,7 @@ from ..training.config import RunConfig
 from ..training.dataset import EditDataset
 from ..training.doctor import examine
 from ..training.encode import Encoding, PromptEncoder, chosen_indices, encode_dataset
+from ..training.events import Event
 from ..training.families import load_family
 from ..training.files import write_json
 from ..training.launch import run_with_ladder
@@ -115,7 +116,7 @@ class Listener:
         self.job, self.step = job, 0
         self.report = progress_reporter(job.config.total_steps)
 
-    def __call__(self, event: dict[str, Any] | None) -> None:
+    def __call__(self, event: Event | None) -> None:
         """Take one event, or a quiet half second; raises when the user cancelled."""
         check_cancelled()
         if event is None:

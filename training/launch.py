@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import queue
 import signal
@@ -13,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ..dit.whole_files import PARTIAL
 from .checkpoint import checkpoint_steps
 from .config import RunConfig
 from .encode import read_manifest
+from .events import Event, Heard, Ladder, event_of
 from .families import load_family
 from .interpreter import same_python
 from .ladder import laddered, remember_rung
@@ -117,7 +117,7 @@ class Worker:
         """Tell the process that its owner is alive."""
         (self.folder / HEARTBEAT).touch()
 
-    def events(self) -> Iterator[dict[str, Any] | None]:
+    def events(self) -> Iterator[Event | None]:
         """Events as they come; None at least twice a second while there is nothing new."""
         while True:
             self.beat()
@@ -128,11 +128,8 @@ class Worker:
                 continue
             if line is None:
                 return
-            try:
-                event = json.loads(line)
-            except ValueError:  # a library wrote to stdout
-                continue
-            if isinstance(event, dict) and "event" in event:
+            event = event_of(line)
+            if event is not None:
                 yield event
 
     def wait(self) -> int:
@@ -208,9 +205,7 @@ def crash_words(code: int, folder: Path) -> str:
     return f"the training process {how}. ComfyUI is not touched; queue the run again and it goes on {kept}."
 
 
-def run_once(
-    run: RunFile, folder: Path, heard: Callable[[dict[str, Any] | None], None], processes: int = 1
-) -> int:
+def run_once(run: RunFile, folder: Path, heard: Heard, processes: int = 1) -> int:
     """Train until the process ends; its exit code. What `heard` raises cancels the run first."""
     if run.device == "auto":  # processes meet in another way on a CPU, so it is known before they start
         run = dataclasses.replace(run, device=chosen_device("auto", rank=0).type)
@@ -236,13 +231,13 @@ def has_references(run: RunFile, config: RunConfig, folder: Path) -> bool:
     return any(len(entry.references) > (follows and entry.has_source) for entry in read_manifest(manifest))
 
 
-def ladder_event(folder: Path, restart: int, gave_up: str) -> dict[str, Any]:
+def ladder_event(folder: Path, restart: int, gave_up: str) -> Ladder:
     """What memory was given up, at the step from which the run goes on."""
     step = (checkpoint_steps(folder / CHECKPOINTS) or [0])[-1]
     return {"event": "ladder", "step": step, "restart": restart, "message": f"out of memory: {gave_up}"}
 
 
-def write_down(folder: Path, event: dict[str, Any]) -> None:
+def write_down(folder: Path, event: Event) -> None:
     """Add an event to the run's diary, which no process of the run has open now."""
     with closing(MetricsFile(folder)) as diary:
         diary.append(event)
@@ -253,7 +248,7 @@ def run_with_ladder(
     folder: Path,
     *,
     encode: Callable[[RunConfig], None],
-    heard: Callable[[dict[str, Any] | None], None],
+    heard: Heard,
     start: Callable[..., int] = run_once,
     processes: int = 1,
 ) -> RunConfig:
@@ -264,7 +259,7 @@ def run_with_ladder(
     """
     spoken: list[str] = []
 
-    def listen(event: dict[str, Any] | None) -> None:
+    def listen(event: Event | None) -> None:
         if event is not None and event["event"] in ("error", "out_of_memory"):
             spoken.append(event.get("message", ""))
         if event is not None and event["event"] == "cancelled":  # not by us: our cancel leaves `start`

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from .events import Event, event_line, event_of
 
 FILE = "metrics.jsonl"
 
@@ -22,9 +21,9 @@ class MetricsFile:
         if torn:  # a killed run may leave half a line; the next event must not be glued to it
             self._file.write("\n")
 
-    def append(self, event: dict[str, Any]) -> None:
+    def append(self, event: Event) -> None:
         """Write one event."""
-        self._file.write(json.dumps(finite_numbers(event)) + "\n")
+        self._file.write(event_line(event))
         self._file.flush()
 
     def close(self) -> None:
@@ -32,37 +31,24 @@ class MetricsFile:
         self._file.close()
 
 
-def finite_numbers(event: dict[str, Any]) -> dict[str, Any]:
-    """The event with NaN and infinity as text, which JSON cannot hold as numbers."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in event.items()
-    }
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of the file, in the order written."""
+def read_lines(path: Path) -> list[Event]:
+    """The events of all whole lines of the file, in the order written."""
     if not path.is_file():
         return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:  # the line a crash cut short
-            continue
-    return events
+    events = map(event_of, path.read_text(encoding="utf-8").splitlines())
+    return [event for event in events if event is not None]  # None: the line a crash cut short
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[Event]:
     """Events of the run as it counts: what a resumed run repeated is replaced by the repetition."""
     return without_repeats(read_lines(folder / FILE))
 
 
-def without_repeats(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_repeats(events: Iterable[Event]) -> list[Event]:
     """Events with everything after the resumed step dropped at each `started` or `rewound` event."""
-    kept: list[dict[str, Any]] = []
+    kept: list[Event] = []
     for event in events:
-        if event.get("event") in ("started", "rewound"):
+        if event["event"] in ("started", "rewound"):
             kept = [old for old in kept if old.get("step", 0) <= event["step"]]
         kept.append(event)
     return kept

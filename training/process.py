@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -10,13 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from .events import Event, event_line
 from .families import load_family
 from .memory import is_out_of_memory, measured_plan
-from .metrics import MetricsFile, finite_numbers
+from .metrics import MetricsFile
 from .run_file import CANCEL, HEARTBEAT, MEMORY_RAN_OUT, RunFile, read_run_file, run_lock
 from .session import Session
 from .team import Team
@@ -56,19 +55,20 @@ class Talk:
         self._file = MetricsFile(folder) if is_main else None
         self._disk_failed = False
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Send one event with the time of day."""
         if self._file is None:
             return
-        timed = {**event, "time": round(time.time(), 3)}
+        timed = event.copy()
+        timed["time"] = round(time.time(), 3)
         self._keep(self._file, timed)
         try:
-            sys.stdout.write(json.dumps(finite_numbers(timed)) + "\n")
+            sys.stdout.write(event_line(timed))
             sys.stdout.flush()
         except OSError:  # ComfyUI died: its heartbeat, which grows old, ends the run with a checkpoint
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (libraries print too, until the process ends)
 
-    def _keep(self, diary: MetricsFile, event: dict[str, Any]) -> None:
+    def _keep(self, diary: MetricsFile, event: Event) -> None:
         try:
             diary.append(event)
         except OSError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .events import Event
 from .metrics import read_metrics
 
 SIZE = (960, 540)
@@ -23,28 +24,33 @@ MARKS = {
     "saved": (150, 150, 150),
 }
 
+SPOKEN = ("ladder", "rewound", "sample_failed", "save_failed", "note", "error", "out_of_memory")
+"""Events that the summary tells in their own words."""
 DATASET_NOTES = "dataset.json"
 """A file of the run: what the dataset doctor said before it."""
 
 Points = Sequence[tuple[float, float]]
 
 
-def numbers(events: Sequence[dict[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:
-    """(step, value) of the events of a kind whose value is a finite number."""
+def finite(points: Iterable[tuple[int, float]]) -> list[tuple[float, float]]:
+    """The points whose value is a finite number; a diary has the others as text."""
     return [
-        (event["step"], event[key])
-        for event in events
-        if event.get("event") == kind
-        and isinstance(event.get(key), (int, float))
-        and math.isfinite(event[key])
+        (step, value) for step, value in points if isinstance(value, (int, float)) and math.isfinite(value)
     ]
+
+
+def held_out_losses(events: Sequence[Event]) -> list[tuple[float, float]]:
+    """(step, held-out loss) wherever that is a number."""
+    return finite((event["step"], event["loss"]) for event in events if event["event"] == "validation")
 
 
 def loss_chart(folder: Path) -> Image.Image:
     """Loss of each step, smoothed and held-out loss over the steps of a run; an empty frame without any."""
     events = read_metrics(folder)
-    raw, smooth = numbers(events, "step", "loss"), numbers(events, "step", "smoothed")
-    held_out = numbers(events, "validation", "loss")
+    steps = [event for event in events if event["event"] == "step"]
+    raw = finite((event["step"], event["loss"]) for event in steps)
+    smooth = finite((event["step"], event["smoothed"]) for event in steps)
+    held_out = held_out_losses(events)
     image = Image.new("RGB", SIZE, PAPER)
     draw = ImageDraw.Draw(image)
     values = sorted(value for _, value in [*raw, *smooth, *held_out])
@@ -101,10 +107,10 @@ def draw_grid(draw: ImageDraw.ImageDraw, place: Any, steps: tuple[float, float],
     draw.text((SIZE[0] // 2, SIZE[1] - 12), "optimizer step", fill=INK, anchor="mm", font=font)
 
 
-def draw_marks(draw: ImageDraw.ImageDraw, place: Any, events: Sequence[dict[str, Any]]) -> None:
+def draw_marks(draw: ImageDraw.ImageDraw, place: Any, events: Sequence[Event]) -> None:
     """A short line at the bottom where something happened."""
     for event in events:
-        colour = MARKS.get(event.get("event", ""))
+        colour = MARKS.get(event["event"])
         if colour is not None and event.get("step"):
             x, y = place((event["step"], 0))
             draw.line((x, y - 8, x, y), fill=colour, width=2)
@@ -113,8 +119,8 @@ def draw_marks(draw: ImageDraw.ImageDraw, place: Any, events: Sequence[dict[str,
 def run_summary(folder: Path, notes: str = "") -> str:
     """The run in words: how far, how fast, how good, what happened, `notes`, and last the last event."""
     events = read_metrics(folder)
-    steps = [event for event in events if event.get("event") == "step"]
-    total = next((e["total"] for e in reversed(events) if e.get("event") == "started"), 0)
+    steps = [event for event in events if event["event"] == "step"]
+    total = next((e["total"] for e in reversed(events) if e["event"] == "started"), 0)
     lines = [f"run {folder.name}: step {steps[-1]['step'] if steps else 0} of {total}"]
     if steps:
         last = steps[-1]
@@ -127,17 +133,16 @@ def run_summary(folder: Path, notes: str = "") -> str:
         )
         if last.get("peak_bytes"):
             lines.append(f"peak memory {last['peak_bytes'] / 2**30:.2f} GiB")
-    held_out = numbers(events, "validation", "loss")
+    held_out = held_out_losses(events)
     if held_out:
         lines.append(f"held-out loss {held_out[-1][1]:.4g}{best_held_out(events)}")
     else:
         lines.append(f"no held-out loss: {why_no_held_out_loss(events)}")
-    spoken = ("ladder", "rewound", "sample_failed", "save_failed", "note", "error", "out_of_memory")
     for event in events:
-        if event.get("event") in spoken:
+        if event["event"] in SPOKEN:
             words = event.get("message") or event.get("reason", "")
             lines.append(f"step {event.get('step', 0)}, {event['event'].replace('_', ' ')}: {words}")
-    plans = [event["text"] for event in events if event.get("event") == "plan"]
+    plans = [event["text"] for event in events if event["event"] == "plan"]
     lines += [*plans[-1:], *notes.splitlines()]
     ending = events[-1]["event"] if events else "not started"
     lines.append(f"last event: {ending.replace('_', ' ')}")
@@ -150,25 +155,25 @@ def dataset_notes(folder: Path) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["text"] if path.is_file() else ""
 
 
-def best_held_out(events: Sequence[dict[str, Any]]) -> str:
+def best_held_out(events: Sequence[Event]) -> str:
     """The loss of the best weights that are kept, or since when there are none; nothing if there never were.
 
     It need not be the lowest: the best is looked for anew when pictures get another size.
     """
     words = ""
     for event in events:
-        if event.get("event") == "best_forgotten":
+        if event["event"] == "best_forgotten":
             words = f", the best is looked for anew from step {event['step']}"
-        elif event.get("event") == "validation" and event.get("best"):
+        elif event["event"] == "validation" and event.get("best"):
             words = f", best {event['loss']:.4g} at step {event['step']}"
     return words
 
 
-def why_no_held_out_loss(events: Sequence[dict[str, Any]]) -> str:
+def why_no_held_out_loss(events: Sequence[Event]) -> str:
     """Why a run has no held-out loss that is a number."""
-    if any(event.get("event") == "validation" for event in events):
+    if any(event["event"] == "validation" for event in events):
         return "what was measured is not a number"
-    stages = [event for event in events if event.get("event") == "stage"]
+    stages = [event for event in events if event["event"] == "stage"]
     if stages and not stages[-1].get("held_out"):
         return "fewer than four samples could be held out"
     return "none measured yet"

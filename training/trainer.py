@@ -18,6 +18,7 @@ from .config import RunConfig
 from .config_json import changed_settings, from_json
 from .drawn import DrawnEntries, DrawnStore, read_drawn
 from .encode import SampleEntry, read_manifest
+from .events import Emit, Outcome
 from .export import export, remove_export
 from .files import write_tensors
 from .ladder import laddered
@@ -32,7 +33,6 @@ from .validation import held_out_loss, sample_latents
 log = logging.getLogger("dreamomni")
 
 CHECKPOINTS, EXPORTS, SAMPLES = "checkpoints", "exports", "samples"
-Emit = Callable[[dict[str, Any]], None]
 
 
 class DivergedError(RuntimeError):
@@ -91,7 +91,7 @@ class Trainer:
         self.fingerprint = ""
         self._opened: tuple[int, SampleStore, StepRunner, list[int]] | None = None
 
-    def run(self) -> str:
+    def run(self) -> Outcome:
         """Train to the end; `finished`, `cancelled` or `stopped` (patience ran out).
 
         Raises DivergedError (rewound), and RuntimeError when memory ran out (with a checkpoint, unless
@@ -127,7 +127,7 @@ class Trainer:
         self.emit({"event": outcome, "step": session.step, "best_step": session.best.step})
         return outcome
 
-    def loop(self) -> str:
+    def loop(self) -> Outcome:
         """Steps until the end, a cancel or the end of patience."""
         session, config = self.session, self.session.config
         if self.validation_is_due() and self.validate():  # one that a cancel cut short
@@ -199,17 +199,18 @@ class Trainer:
         began = time.perf_counter()
         loss, norm, rate, finite = runner.run(session.step, step_of_stage)
         session.step += 1
-        event = {
-            "event": "step",
-            "step": session.step,
-            "loss": loss,
-            "smoothed": session.monitor.value,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "seconds": time.perf_counter() - began,
-            "peak_bytes": torch.cuda.max_memory_allocated() if session.device.type == "cuda" else 0,
-        }
-        self.emit(event if finite else {**event, "event": "skipped"})
+        self.emit(
+            {
+                "event": "step" if finite else "skipped",
+                "step": session.step,
+                "loss": loss,
+                "smoothed": session.monitor.value,
+                "gradient_norm": norm,
+                "learning_rate": rate,
+                "seconds": time.perf_counter() - began,
+                "peak_bytes": torch.cuda.max_memory_allocated() if session.device.type == "cuda" else 0,
+            }
+        )
         reason = session.monitor.diverged()
         if reason is not None:
             self.rewind(reason)

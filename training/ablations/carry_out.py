@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from ..config_json import to_json
 from ..evaluation.cases import Case
+from ..events import Event, Heard
 from ..families import load_family
 from ..files import file_sha256, write_json
 from ..launch import TrainingError
@@ -35,9 +36,6 @@ from .variants import BARE, Budget, Job
 log = logging.getLogger("dreamomni")
 
 RESULT, CURVE = "result.json", "curve.jsonl"
-
-
-Heard = Callable[[dict[str, Any] | None], None]
 
 
 def train_here(run: RunFile, folder: Path, heard: Heard) -> int:
@@ -239,7 +237,7 @@ class Curve:
         self.held_out, self.load = place.held_out(job), load
         self.path, self.name = place.of(job) / CURVE, job.name
 
-    def __call__(self, event: dict[str, Any] | None) -> None:
+    def __call__(self, event: Event | None) -> None:
         """Hear one event of the training process."""
         if event is None or event["event"] != "exported" or event["name"] != "last":
             return

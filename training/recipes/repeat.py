@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from ..events import Event, Heard
 from ..launch import TrainingError
 from ..run_file import RunFile
 from .small import SmallRecipe
@@ -25,8 +24,8 @@ def first_losses(recipe: SmallRecipe, folder: Path, steps: int, device: str, tra
     shutil.rmtree(folder, ignore_errors=True)
     losses: list[float] = []
 
-    def watched(run: RunFile, place: Path, told: Callable[[dict[str, Any] | None], None]) -> int:
-        def heard(event: dict[str, Any] | None) -> None:
+    def watched(run: RunFile, place: Path, told: Heard) -> int:
+        def heard(event: Event | None) -> None:
             told(event)
             if event is not None and event["event"] == "step":
                 losses.append(event["loss"])

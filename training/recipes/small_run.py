@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -20,6 +19,7 @@ from ..config import RunConfig
 from ..config_json import to_json
 from ..dataset import open_dataset
 from ..encode import Encoding, encode_dataset, pixels_of
+from ..events import Event, Heard
 from ..families import load_family
 from ..families.dreamomni_vlm import TrainedPair
 from ..files import file_sha256, whole_folder, write_json, write_tensors
@@ -38,7 +38,7 @@ LARGEST_BYTES = 12 * 10**6
 """All files of the small model together."""
 LORAS = "loras"
 TOLD_EVERY = 50
-Train = Callable[[RunFile, Path, Callable[[dict[str, Any] | None], None]], int]
+Train = Callable[[RunFile, Path, Heard], int]
 
 
 class PixelEncoder:
@@ -75,7 +75,7 @@ class Teller:
         self.config, self.began, self.first = config, time.monotonic(), -1
         self.is_cancelled = False
 
-    def __call__(self, event: dict[str, Any] | None) -> None:
+    def __call__(self, event: Event | None) -> None:
         """Hear one event of the training process."""
         if event is None:
             return
