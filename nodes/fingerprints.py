@@ -97,6 +97,15 @@ def dreamomni_state(name: str | None) -> str:
     return state_of_name(name, files)
 
 
+SHARING_FOLDERS = {"dreamomni": dreamomni_state}
+"""Kinds of model folder that may name parts outside themselves -> their state."""
+
+
+def base_folder_state(key: str, name: str | None) -> str:
+    """State of a model folder that is trained on, with all that belongs to it."""
+    return SHARING_FOLDERS[key](name) if key in SHARING_FOLDERS else model_folder_state(key, name)
+
+
 def lora_state(name: str | None) -> str:
     """State of a LoRA file and of the settings beside it."""
 

@@ -12,6 +12,7 @@ from ..model_loaders.paths import model_folder, model_folder_names
 from ..model_loaders.weight_files import weight_names, weight_paths
 from ..training.config import one_of
 from ..training.dataset import EditDataset
+from ..training.families import FAMILIES, families_where, load_family
 from ..training.families.dreamomni_setup import STAGE_PLANS
 from ..training.presets import (
     AS_FAMILY,
@@ -25,10 +26,9 @@ from ..training.presets import (
     with_optimizer,
     with_timesteps,
 )
-from .fingerprints import dreamomni_state, model_folder_state, weights_state
+from .fingerprints import base_folder_state, weights_state
 from .schema import node_input, node_schema
 from .small_vae import small_vae_base
-from .training_bases import base_role
 from .training_encoders import required
 from .training_folders import CONTINUE, chosen_name
 from .training_inputs import (
@@ -58,36 +58,40 @@ from .training_translator import joint_job, joint_name, lora_half
 from .types import Processor, Vlm
 
 BASES = "diffusion_models"
-FOLDER_FAMILIES = ("omnigen", "dreamomni")
-LORA_FAMILIES = ("kontext", *FOLDER_FAMILIES)
+
+
+def lora_families() -> tuple[str, ...]:
+    """The families whose LoRAs are trained here."""
+    return families_where(lambda family: family.trains_image_lora)
 
 
 def base_choices() -> list[str]:
-    """Diffusion model files and sets of shards; OmniGen and DreamOmni folders with their kind in front."""
+    """Diffusion model files and sets of shards; model folders (OmniGen, ...) with their kind in front."""
     files = [name for name in weight_names(BASES) if not name.endswith(".sft")]
-    return [*files, *(f"{key}/{name}" for key in FOLDER_FAMILIES for name in model_folder_names(key))]
+    keys = [load_family(family).base_folder for family in lora_families()]
+    return [*files, *(f"{key}/{name}" for key in keys if key for name in model_folder_names(key))]
 
 
 def base_path(base: str, family: str) -> Path:
     """File or folder of a base; ValueError when it belongs to another family."""
-    if family in FOLDER_FAMILIES:
+    folder = load_family(family).base_folder
+    if folder:
         key, _, name = base.partition("/")
-        if key != family:
-            raise ValueError(f"{base!r} is no base for {family}; choose one that begins with {family}/")
+        if key != folder:
+            raise ValueError(f"{base!r} is no base for {family}; choose one that begins with {folder}/")
         return model_folder(key, name)
     # A folder of diffusion models may be called like a family, too.
     if base not in weight_names(BASES) and base in base_choices():
-        raise ValueError(f"{base!r} is no base for kontext; choose a file of models/diffusion_models")
+        raise ValueError(f"{base!r} is no base for {family}; choose a file of models/diffusion_models")
     files = weight_paths(BASES, base)
     return files[0].parent if len(files) > 1 and files[0].parent.name == PurePath(base).name else files[0]
 
 
 def base_state(base: str | None, family: str | None) -> str:
     """State of a base's files, for what ComfyUI keeps of a run on it."""
-    if base and family == "dreamomni":
-        return dreamomni_state(base.partition("/")[2])
-    if base and family == "omnigen":
-        return model_folder_state(family, base.partition("/")[2])
+    folder = load_family(family).base_folder if base and family in FAMILIES else ""
+    if base and folder:
+        return base_folder_state(folder, base.partition("/")[2])
     return weights_state(BASES, base)
 
 
@@ -110,7 +114,7 @@ class TrainLoRA(io.ComfyNode):
                 node_input(
                     io.Combo, "base", options=base_choices(), tooltip="The model to train on, never changed."
                 ),
-                node_input(io.Combo, "family", options=list(LORA_FAMILIES), tooltip="Its kind."),
+                node_input(io.Combo, "family", options=list(lora_families()), tooltip="Its kind."),
                 dataset_input(),
                 name_input("my-lora"),
                 node_input(
@@ -178,13 +182,13 @@ class TrainLoRA(io.ComfyNode):
         preset: str,
         **optional: Any,
     ) -> io.NodeOutput:
-        one_of("family", family, LORA_FAMILIES)
+        one_of("family", family, lora_families())
         chosen = chosen_overrides(optional)
         config = lora_run(
             name=joint_name(run_name, optional.get("resume", CONTINUE), preset),
             family=family,
             task=task,
-            base={base_role(family): str(base_path(base, family))},
+            base={load_family(family).base_role: str(base_path(base, family))},
             preset=preset,
             chosen=chosen,
             seed=optional.get("seed", 0),

@@ -16,8 +16,8 @@ from ..training.answers import AnswerEncoder, no_latent
 from ..training.cache import content_key
 from ..training.config import RunConfig
 from ..training.encode import PictureEncoder, PromptEncoder, pixels_of
+from ..training.families import load_family
 from ..training.families.base import EncodePlan
-from ..training.families.dreamomni_setup import network_config
 from ..vlm.chat import rewrite_request
 from ..vlm.reply import ReplyFormatError, parse_reply
 from ..vlm.rewrite import DEFAULT_MAX_NEW_TOKENS
@@ -204,11 +204,7 @@ def required(value: Any, name: str, why: str) -> Any:
 
 def latent_format_of(config: RunConfig) -> comfy.latent_formats.LatentFormat:
     """How the family's network sees latents."""
-    if config.family == "omnigen":
-        return comfy.latent_formats.SDXL()
-    if config.family == "dreamomni":
-        return latent_format(network_config(config).latent)
-    return comfy.latent_formats.Flux()
+    return latent_format(load_family(config.family).latent_space(config))
 
 
 def picture_encoder(config: RunConfig, plan: EncodePlan, vae: Any) -> PictureEncoder | Any:

@@ -22,9 +22,10 @@ def make_job(
     processes: int = 1,
 ) -> Job:
     """A run with the connected encoders; a VLM beside a text encoder rewrites the prompts first."""
-    plan = load_family(config.family).encode_plan(config)
+    family = load_family(config.family)
+    plan = family.encode_plan(config)
     prompts = prompt_encoder(plan, clip, vlm, processor)
-    rewrites = vlm is not None and plan.prompt_encoding == "clip"
+    rewrites = vlm is not None and family.reads_translations
     if rewrites:
         prompts = RewrittenPrompts(prompts, vlm)
     return Job(

@@ -12,6 +12,7 @@ from ..model_loaders.vlm import LoadedVLM, load_vlm
 from ..training.config import RunConfig, one_of
 from ..training.config_json import config_hash
 from ..training.dataset import EditDataset
+from ..training.families import families_where, load_family
 from ..training.files import write_json
 from ..training.presets import TRANSLATOR_SUFFIX, translator_plan, translator_run, vlm_run
 from ..training.vlm_merge import merge_vlm
@@ -149,9 +150,10 @@ def joint_job(job: Job, preset: str, encoders: dict[str, Any], steps: int) -> Jo
     if plan is None:
         return job
     config = job.config
-    if config.family != "kontext" or config.task not in ("edit", "generate"):
+    if not load_family(config.family).reads_translations or config.task not in ("edit", "generate"):
+        able = " and ".join(families_where(lambda family: family.reads_translations))
         raise ValueError(
-            f"the joint preset trains kontext for edit or generate, got {config.family} for {config.task}; "
+            f"the joint preset trains {able} for edit or generate, got {config.family} for {config.task}; "
             "choose another preset, or one of these"
         )
     vlm = required(encoders["vlm"], "vlm", "the joint preset teaches it to write prompts first")

@@ -29,6 +29,7 @@ COMFYUI = {
     "node_helpers",
 }
 MAY_IMPORT_COMFYUI = {"model_loaders", "nodes"}
+HEAVY = {"diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "torchao"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc"}
 
 
@@ -87,3 +88,34 @@ def test_the_entry_module_imports_nothing_of_the_host() -> None:
     names = {alias.name for node in top_level if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in top_level if isinstance(node, ast.ImportFrom)}
     assert names == {"__future__", "typing"}
+
+
+def loaded_with(path: Path) -> tuple[set[Path], set[str]]:
+    """(files of the pack, top-level outside modules) that importing a file of the pack loads."""
+    files, outside, waiting = set(), set(), [path]
+    while waiting:
+        path = waiting.pop()
+        if path in files:
+            continue
+        files.add(path)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                outside |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                outside.add((node.module or "").split(".")[0])
+            elif isinstance(node, ast.ImportFrom):
+                place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                names = [place.with_suffix(".py"), place / "__init__.py"]
+                names += [place / f"{alias.name}.py" for alias in node.names]
+                waiting += [name for name in names if name.is_file()]
+    return files, outside
+
+
+def test_nodes_may_ask_a_family_without_loading_a_heavy_library() -> None:
+    from pack.training.families import FAMILIES
+
+    folder = ROOT / "training" / "families"
+    for name in ("__init__", *FAMILIES):
+        files, outside = loaded_with(folder / f"{name}.py")
+        assert folder / "base.py" in files
+        assert not outside & HEAVY, f"{name} loads {', '.join(outside & HEAVY)}"

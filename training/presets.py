@@ -19,6 +19,7 @@ from .config import (
     StageConfig,
     ValidationConfig,
 )
+from .families import families_where, load_family
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +45,7 @@ class Preset:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     reference_resolution: int = 0
     condition_dropout: float = 0.1
-    """Chance of losing words and pictures together, for OmniGen only: 0.1 is its trainer's default."""
+    """Chance of losing words and pictures together, for families that do: 0.1 is OmniGen's default."""
     translator: Overrides | None = None
     """Set: a prompt translator is taught on the same samples first, and the LoRA sees its prompts."""
 
@@ -127,10 +128,11 @@ def preset_of(name: str, family: str) -> Preset:
                 f"published; for {family} there are none, choose another preset"
             )
         return PAPERS[family]
-    if PRESETS[name].memory.reference_attention == "exact" and family != "kontext":
+    if PRESETS[name].memory.reference_attention == "exact" and not load_family(family).has_exact_references:
+        able = families_where(lambda known: known.has_exact_references)
         raise ValueError(
-            f"the preset {name!r} is for kontext, whose references may take a pass of their own; "
-            f"{family} has none, choose another preset"
+            f"the preset {name!r} is for {' and '.join(able)}, whose references may take a pass of their "
+            f"own; {family} has none, choose another preset"
         )
     return PRESETS[name]
 
@@ -149,7 +151,7 @@ def lora_run(
         # bitsandbytes keeps its weights on the card.
         stream = memory.stream_base and chosen.precision != "nf4"
         memory = dataclasses.replace(memory, precision=chosen.precision, stream_base=stream)
-    dropout = start.condition_dropout if family == "omnigen" else 0.0
+    dropout = start.condition_dropout if load_family(family).drops_condition else 0.0
     return RunConfig(
         name=name,
         family=family,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...dit.dreamomni.config import LatentSpec
 from ...samplers.flow import noised, velocity_target
 from ..config import RunConfig, one_of
 from ..objective import region_weights, velocity_loss
@@ -127,9 +128,24 @@ def stacked(samples: Sequence[CachedSample], device: torch.device, dtype: torch.
 
 
 class Family(ABC):
-    """A network that can be trained; subclasses hold no state."""
+    """A network that can be trained; subclasses hold no state.
+
+    What presets and nodes must know about a kind of network is an attribute here; they never compare names.
+    """
 
     name: str
+    base_role = "transformer"
+    """The key of `config.base` that names the network which is trained."""
+    base_folder = ""
+    """Key of the model folders that are its bases; empty where a base is a file of the diffusion models."""
+    trains_image_lora = False
+    """Its LoRAs edit, generate or extract pictures, so Train LoRA offers it."""
+    reads_translations = False
+    """Its prompts may come from a prompt translator (a VLM that saw the pictures)."""
+    has_exact_references = False
+    """Its references may take a pass of their own: `memory.reference_attention` "exact"."""
+    drops_condition = False
+    """Its LoRA runs drop caption and references together at the preset's rate; others never do."""
     lora_prefix = "transformer."
     """Put before the adapter's module names in the saved file, so that ComfyUI's key map finds them."""
     uses_sigma = True
@@ -140,6 +156,10 @@ class Family(ABC):
     @abstractmethod
     def encode_plan(self, config: RunConfig) -> EncodePlan:
         """What has to be encoded for this run."""
+
+    def latent_space(self, config: RunConfig) -> LatentSpec:
+        """The VAE's latents as the network sees them; only asked where `encode_plan` wants them."""
+        raise NotImplementedError(f"{self.name} is not trained on latents of a VAE")
 
     @abstractmethod
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:

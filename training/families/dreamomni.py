@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...dit.dreamomni.blocks import DiTBlock
-from ...dit.dreamomni.config import DreamOmniConfig
+from ...dit.dreamomni.config import DreamOmniConfig, LatentSpec
 from ...dit.dreamomni.initialize import initialize
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni
@@ -48,6 +48,9 @@ class DreamOmniFamily(Family):
     """
 
     name = "dreamomni"
+    base_role = "model"
+    base_folder = "dreamomni"
+    trains_image_lora = True
     lora_prefix = "diffusion_model."
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:
@@ -63,6 +66,10 @@ class DreamOmniFamily(Family):
             vlm_layer=DEFAULT_LAYER,
             max_tokens=DEFAULT_MAX_TOKENS,
         )
+
+    def latent_space(self, config: RunConfig) -> LatentSpec:
+        """That of the network's own VAE."""
+        return network_config(config).latent
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
         """The folder's network, or a new one from the run's seed; frozen and held small for a LoRA."""

@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_flux import (
-    FluxSingleTransformerBlock,
-    FluxTransformer2DModel,
-    FluxTransformerBlock,
-)
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...dit.dreamomni.config import LatentSpec
 from ...dit.positions import (
     PositionScheme,
     latent_grid,
@@ -31,7 +27,6 @@ from ..config import RunConfig
 from ..frozen import FrozenBuilder
 from ..timesteps import dynamic_shift
 from .base import Batch, EncodePlan, Family
-from .kontext_exact import exact_velocity, install
 from .kontext_files import base_tensors, network_arguments
 from .kontext_time import velocity_at
 
@@ -61,6 +56,9 @@ class KontextFamily(Family):
     """LoRAs on FLUX.1 Kontext; the base is `config.base["transformer"]`, a file or a folder."""
 
     name = "kontext"
+    trains_image_lora = True
+    reads_translations = True
+    has_exact_references = True
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:
         """VAE latents, T5 and CLIP of the instruction; an edit's source covers its target place by place."""
@@ -72,8 +70,15 @@ class KontextFamily(Family):
             source_follows_target=True,
         )
 
+    def latent_space(self, config: RunConfig) -> LatentSpec:
+        """FLUX's VAE."""
+        return LatentSpec(kind="flux")
+
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
         """diffusers' transformer filled from the user's file or shards, tensor by tensor."""
+        # Here and below: diffusers takes seconds to import, and a node that lists families needs none of it.
+        from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
         path = Path(config.base.get("transformer") or "none chosen")
         with torch.device("meta"):
             network = FluxTransformer2DModel(**network_arguments(path))
@@ -82,6 +87,8 @@ class KontextFamily(Family):
             builder.add(name, tensor)
         builder.finish(path.name)
         if config.memory.reference_attention == "exact":
+            from .kontext_exact import install
+
             install(network)
         return network
 
@@ -95,6 +102,11 @@ class KontextFamily(Family):
 
     def block_classes(self, network: nn.Module) -> tuple[type[nn.Module], ...]:
         """Both kinds of FLUX block."""
+        from diffusers.models.transformers.transformer_flux import (
+            FluxSingleTransformerBlock,
+            FluxTransformerBlock,
+        )
+
         return (FluxTransformerBlock, FluxSingleTransformerBlock)
 
     def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
@@ -107,6 +119,8 @@ class KontextFamily(Family):
         tokens = [packed(reference) for reference in references]
         inputs = flux_inputs(network, batch, noisy, sigmas)
         if batch.conditions.get("reference_attention") == "exact" and tokens:
+            from .kontext_exact import exact_velocity
+
             offload = bool(batch.conditions.get("offload_references"))
             answer = exact_velocity(network, inputs, tokens, ids, offload)
         else:

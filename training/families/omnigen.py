@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...dit.dreamomni.config import LatentSpec
 from ...dit.omnigen.blocks import DecoderLayer
 from ...dit.omnigen.folder import find_files, network_weights, read_config
 from ...dit.omnigen.network import OmniGenNetwork
@@ -32,6 +33,9 @@ class OmniGenFamily(Family):
     """The base is `config.base["transformer"]`, an OmniGen folder or a file in one."""
 
     name = "omnigen"
+    base_folder = "omnigen"
+    trains_image_lora = True
+    drops_condition = True
     lora_prefix = "diffusion_model."
     prompt_holds_references = True
 
@@ -45,6 +49,10 @@ class OmniGenFamily(Family):
             source_follows_target=True,
             dropped_caption=UNCONDITIONAL_PROMPT,
         )
+
+    def latent_space(self, config: RunConfig) -> LatentSpec:
+        """SDXL's VAE."""
+        return LatentSpec(kind="sdxl", channels=4, scale=0.13025, shift=0.0)
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
         """The network with the folder's weights: frozen for a LoRA, fp32 and trainable without."""

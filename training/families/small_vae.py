@@ -40,6 +40,7 @@ class SmallVaeFamily(Family):
     """A small VAE from `base["vae"]`, or new with the sizes in `options` (`downscale`, `width`, ...)."""
 
     name = "small_vae"
+    base_role = "vae"
     uses_sigma = False
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:

@@ -27,6 +27,7 @@ class VlmFamily(Family):
     """A VLM folder (`config.base["vlm"]`) taught to write the prompts its image model was trained with."""
 
     name = "vlm"
+    base_role = "vlm"
     uses_sigma = False
     lora_prefix = ""
 
