@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ...dit.dreamomni.config import LatentSpec
-from ...samplers.flow import noised, velocity_target
+from ...samplers.flow import denoised_from_velocity, noised, velocity_target
+from ...samplers.schedules import ScheduleSettings, make_sigmas
+from ...samplers.solvers import SOLVERS
 from ..config import RunConfig, one_of
 from ..objective import region_weights, velocity_loss
 
@@ -244,20 +245,24 @@ class Family(ABC):
         return velocity_loss(velocity, velocity_target(batch.target, noise), weights)
 
     def sample(
-        self, network: nn.Module, batch: Batch, noise: Tensor, sigmas: Sequence[float], config: RunConfig
+        self, network: nn.Module, batch: Batch, noise: Tensor, sigmas: Tensor, config: RunConfig
     ) -> Tensor:
-        """Euler integration from noise (B, C, H, W) along falling `sigmas` to latents, for previews."""
-        current = noise
-        for sigma, following in pairwise(sigmas):
-            share = torch.full((noise.shape[0],), sigma, device=noise.device)
-            velocity = self.predict_velocity(network, batch, current, share)
-            current = current + (following - sigma) * velocity.to(current.dtype)
-        return current
+        """Latents (B, C, H, W) from noise of that shape by inference's Euler along `sigmas` (steps + 1,)."""
 
-    def preview_sigmas(self, config: RunConfig, num_tokens: int) -> list[float]:
-        """Falling sigmas of a sample picture, from 1 to 0; evenly spaced by default."""
-        steps = config.output.sample_steps
-        return [1 - step / steps for step in range(steps + 1)]
+        def denoised(noisy: Tensor, share: Tensor) -> Tensor:
+            velocity = self.predict_velocity(network, batch, noisy, share)
+            return denoised_from_velocity(noisy, velocity.to(noisy.dtype), share)
+
+        return SOLVERS["euler"](denoised, noise, sigmas.to(noise), disable=True)
+
+    def preview_schedule(self, config: RunConfig, num_tokens: int) -> tuple[str, ScheduleSettings]:
+        """Name and settings of the schedule its pictures are drawn with, for a target of `num_tokens`."""
+        return "linear", ScheduleSettings()
+
+    def preview_sigmas(self, config: RunConfig, num_tokens: int) -> Tensor:
+        """Falling sigmas (steps + 1,) of a sample picture, from 1 to 0."""
+        name, settings = self.preview_schedule(config, num_tokens)
+        return make_sigmas(name, config.output.sample_steps, settings)
 
     def metadata(self, config: RunConfig) -> dict[str, str]:
         """Family facts for the saved file: position scheme, reference attention, ..."""

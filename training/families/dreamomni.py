@@ -23,7 +23,7 @@ from ...dit.dreamomni.initialize import initialize
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni
 from ...samplers.flow import noised, velocity_target
-from ...samplers.schedules import shift_sigmas
+from ...samplers.schedules import ScheduleSettings
 from ...vlm.encoder import DEFAULT_LAYER, DEFAULT_MAX_TOKENS, DEFAULT_TEMPLATE
 from ..config import RunConfig
 from ..files import whole_folder
@@ -174,11 +174,9 @@ class DreamOmniFamily(Family):
             "ref_latents": references,
         }
 
-    def preview_sigmas(self, config: RunConfig, num_tokens: int) -> list[float]:
+    def preview_schedule(self, config: RunConfig, num_tokens: int) -> tuple[str, ScheduleSettings]:
         """The shifted schedule ComfyUI uses for this network."""
-        shift = network_config(config).sampling_shift
-        even = super().preview_sigmas(config, num_tokens)
-        return [shift_sigmas(sigma, shift) for sigma in even]
+        return "fixed", ScheduleSettings(shift_value=network_config(config).sampling_shift)
 
     def metadata(self, config: RunConfig) -> dict[str, str]:
         """The position scheme and the network it fits."""

@@ -22,10 +22,9 @@ from ...dit.positions import (
     target_position_ids,
     text_position_ids,
 )
-from ...samplers.schedules import shift_sigmas
+from ...samplers.schedules import ScheduleSettings
 from ..config import RunConfig
 from ..frozen import FrozenBuilder
-from ..timesteps import dynamic_shift
 from .base import Batch, EncodePlan, Family
 from .kontext_files import base_tensors, network_arguments
 from .kontext_time import velocity_at
@@ -141,11 +140,9 @@ class KontextFamily(Family):
         batch.conditions["offload_references"] = config.memory.offload_activations
         return batch
 
-    def preview_sigmas(self, config: RunConfig, num_tokens: int) -> list[float]:
+    def preview_schedule(self, config: RunConfig, num_tokens: int) -> tuple[str, ScheduleSettings]:
         """FLUX's shifted schedule, as inference uses it."""
-        shift = dynamic_shift(config.timesteps, num_tokens)
-        even = super().preview_sigmas(config, num_tokens)
-        return [shift_sigmas(sigma, shift) for sigma in even]
+        return "flux-dynamic", ScheduleSettings(tokens=num_tokens)
 
     def metadata(self, config: RunConfig) -> dict[str, str]:
         """Which position ids the LoRA was trained with, and for which architecture."""

@@ -99,7 +99,7 @@ class SmallVaeFamily(Family):
         raise NotImplementedError("a VAE has no velocity")
 
     def sample(
-        self, network: nn.Module, batch: Batch, noise: Tensor, sigmas: Sequence[float], config: RunConfig
+        self, network: nn.Module, batch: Batch, noise: Tensor, sigmas: Tensor, config: RunConfig
     ) -> Tensor:
         """The reconstruction of the targets, for previews."""
         assert isinstance(network, KeptPictures)
