@@ -18,7 +18,7 @@ def inject_lora(network: nn.Module, config: AdapterConfig, targets: list[str], s
     """Add a trainable fp32 LoRA to every module whose name ends with a target; the number of modules.
 
     The base is frozen; A is drawn from `seed`, the same however the base is held, and B starts at zero, so
-    nothing changes before the first step.
+    nothing changes before the first step. Raises ValueError when no module is meant.
     """
     from peft import LoraConfig, inject_adapter_in_model  # loaded when a run begins
 

@@ -85,5 +85,5 @@ class AnswerEncoder:
 
 
 def no_latent(image: Image.Image) -> Tensor:
-    """A language model's sample has no latent: one zero stands in for it."""
+    """A language model's sample has no latent: one zero, (1, 1, 1), stands in for it."""
     return torch.zeros(1, 1, 1)

@@ -39,7 +39,7 @@ def base_files(path: Path) -> tuple[Path, ...]:
 
 
 def folder_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a folder, see `base_files`."""
+    """The safetensors files of a folder, see `base_files`; FileNotFoundError or ValueError as there."""
     for place in (folder, folder / "transformer"):
         loose = sorted(place.glob("*.safetensors"))
         indexes = sorted(place.glob(INDEX))

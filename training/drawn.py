@@ -141,6 +141,6 @@ def pixels(picture: Canvas) -> Tensor:
 
 
 def pictures_of(sample: Sample) -> tuple[Tensor, ...]:
-    """Source first, then the references."""
+    """Source first, then the references, each (3, H, W) in -1..1."""
     shown = [*([sample.source] if sample.source is not None else []), *sample.references]
     return tuple(pixels(picture) for picture in shown)

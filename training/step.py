@@ -88,7 +88,7 @@ class StepRunner:
         return [group[at : at + size] for group in alike.values() for at in range(0, len(group), size)]
 
     def loss(self, step: int, group: Sequence[tuple[Slot, CachedSample]]) -> Tensor:
-        """Sum of the samples' losses, divided by the global batch."""
+        """Sum of the samples' losses, divided by the global batch; a scalar with its gradient's graph."""
         session, config = self.session, self.session.config
         samples = [sample for _, sample in group]
         batch = session.family.collate(samples, config, session.device, torch.float32)

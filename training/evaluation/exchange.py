@@ -87,7 +87,10 @@ def answers_from(folder: Path) -> Editor:
 
 
 def read_answer(folder: Path, case: Case) -> Canvas:
-    """The (height, width, 3) answer to one case, in the target's size."""
+    """The (height, width, 3) answer to one case, in the target's size.
+
+    Raises FileNotFoundError where there is none, ValueError for a picture of another size.
+    """
     path = folder / f"{case.id}.png"
     if not path.is_file():
         raise FileNotFoundError(

@@ -18,7 +18,7 @@ FAMILIES = {
 
 
 def load_family(name: str) -> Family:
-    """The family called `name`; imports only its own module."""
+    """The family called `name`; imports only its own module. ValueError names those there are."""
     if name not in FAMILIES:
         raise ValueError(f"family is {name!r}; choose one of {', '.join(FAMILIES)}")
     module = importlib.import_module(f".{name}", __package__)

@@ -139,7 +139,7 @@ class DreamOmniFamily(Family):
 
     def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
         """The network's velocity, whatever it predicts itself."""
-        dit, arguments = self.call(network, batch, noisy)
+        dit, arguments = self.conditioned(network, batch, noisy)
         velocity = dit(into_blocks(dit, noisy), sigmas, **arguments)
         return out_of_blocks(dit, velocity)
 
@@ -148,17 +148,20 @@ class DreamOmniFamily(Family):
     ) -> Tensor:
         """Weighted squared error of what the network predicts itself (velocity or picture), (B,), in fp32."""
         noisy = noised(batch.target, noise, sigmas)
-        dit, arguments = self.call(network, batch, noisy)
+        dit, arguments = self.conditioned(network, batch, noisy)
         predicted = out_of_blocks(dit, dit.predict(into_blocks(dit, noisy), sigmas, **arguments))
         is_clean = dit.config.prediction == "clean"
         wanted = batch.target if is_clean else velocity_target(batch.target, noise)
         weights = region_weights(config.objective, batch.target, batch.source, batch.mask)
         return velocity_loss(predicted, wanted, weights)
 
-    def call(
+    def conditioned(
         self, network: nn.Module, batch: Batch, noisy: Tensor
     ) -> tuple[DreamOmniNetwork, dict[str, Any]]:
-        """The network proper and its conditions."""
+        """The network proper and the arguments its call takes besides noisy (B, C, H, W) and sigmas.
+
+        A VLM that is trained along reads the prompts here.
+        """
         if isinstance(network, TrainedPair):
             features = network.features(batch.conditions["samples"], noisy.device)
             dit = network.dit
@@ -239,7 +242,7 @@ def into_blocks(dit: DreamOmniNetwork, picture: Tensor) -> Tensor:
 
 
 def out_of_blocks(dit: DreamOmniNetwork, latent: Tensor) -> Tensor:
-    """The inverse of `into_blocks`."""
+    """The network's latent (B, C, h, w) as RGB (B, 3, H, W), the inverse of `into_blocks`."""
     return F.pixel_shuffle(latent, dit.config.latent.downscale) if is_blocks(dit.config) else latent
 
 

@@ -109,7 +109,7 @@ class KontextFamily(Family):
         return (FluxTransformerBlock, FluxSingleTransformerBlock)
 
     def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
-        """The transformer's answer for the target's tokens; references follow them in order."""
+        """noise - data (B, C, H, W) from the target's tokens, which the references follow in order."""
         height, width = noisy.shape[-2:]
         references: Sequence[Tensor] = batch.conditions["references"]
         scheme = PositionScheme(batch.conditions.get("positions", PositionScheme.INDEX_OFFSET.value))
@@ -133,9 +133,7 @@ class KontextFamily(Family):
     ) -> Batch:
         """The stacked samples with the run's position scheme and reference attention."""
         batch = super().collate(samples, config, device, dtype)
-        batch.conditions["positions"] = str(
-            config.options.get("positions", PositionScheme.INDEX_OFFSET.value)
-        )
+        batch.conditions["positions"] = position_scheme(config)
         batch.conditions["reference_attention"] = config.memory.reference_attention
         batch.conditions["offload_references"] = config.memory.offload_activations
         return batch
@@ -153,12 +151,15 @@ class KontextFamily(Family):
 
 
 def position_scheme(config: RunConfig) -> str:
-    """How references are told apart: DreamOmni2's index and offset unless the run says otherwise."""
+    """How references are told apart: DreamOmni2's index and offset unless the run says otherwise.
+
+    Raises ValueError for a scheme that is none.
+    """
     return PositionScheme(str(config.options.get("positions", PositionScheme.INDEX_OFFSET.value))).value
 
 
 def flux_inputs(network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> dict[str, Any]:
-    """The transformer's arguments without references."""
+    """The transformer's arguments without references, for noisy (B, C, H, W) and sigmas (B,)."""
     context = batch.conditions["prompt"]["context"]
     return {
         "hidden_states": packed(noisy),

@@ -91,7 +91,10 @@ def rotated(tensor: Tensor, rotary: Any) -> Tensor:
 
 
 def alone(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """A reference's attention to itself; the one text token in front is only there because one must be."""
+    """A reference's attention to itself, all (B, 1 + L, heads, D).
+
+    The one text token in front is only there because one must be: it passes through as it is.
+    """
     picture = dispatch_attention_fn(query[:, 1:], key[:, 1:], value[:, 1:])
     return torch.cat([value[:, :1].to(picture), picture], dim=1)
 
@@ -135,9 +138,10 @@ def write_references(
 
 
 def passes(tokens: Sequence[Tensor], ids: Sequence[Tensor]) -> list[list[int]]:
-    """Neighbouring references whose tokens lie alike go together, up to `MOST_TOKENS`.
+    """Numbers of the references that share a pass, from tokens (B, L, D) and ids (L, 3) of each, in order.
 
-    Each sees only itself, so where it is turns its keys and nothing else.
+    Neighbours whose tokens lie alike go together, up to `MOST_TOKENS`: each sees only itself, so where it is
+    turns its keys and nothing else.
     """
     found: list[list[int]] = []
     for number, reference in enumerate(tokens):

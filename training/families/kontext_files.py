@@ -86,7 +86,10 @@ def converted(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def outer_tensor(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors outside the blocks; the last modulation swaps shift and scale between the layouts."""
+    """(diffusers' name, tensor) of one of BFL's outside the blocks; ValueError for one that is not FLUX.1's.
+
+    The last modulation swaps shift and scale between the layouts.
+    """
     module, _, part = name.rpartition(".")
     if module == "final_layer.adaLN_modulation.1":
         shift, scale = tensor.chunk(2)

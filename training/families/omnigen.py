@@ -55,7 +55,10 @@ class OmniGenFamily(Family):
         return LatentSpec(kind="sdxl", channels=4, scale=0.13025, shift=0.0)
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
-        """The network with the folder's weights: frozen for a LoRA, fp32 and trainable without."""
+        """The network with the folder's weights: frozen for a LoRA, fp32 and trainable without.
+
+        Raises FileNotFoundError for a missing folder, ValueError for weights that are not OmniGen's.
+        """
         path = Path(config.base.get("transformer", ""))
         if not config.base.get("transformer") or not path.exists():
             raise FileNotFoundError(f"no base model {str(path)!r}; choose a folder of models/omnigen")
@@ -89,7 +92,7 @@ class OmniGenFamily(Family):
         return (DecoderLayer,)
 
     def predict_velocity(self, network: nn.Module, batch: Batch, noisy: Tensor, sigmas: Tensor) -> Tensor:
-        """Each item under its own prefix; items of equal layout run together."""
+        """noise - data (B, C, H, W); each item under its own prefix, items of equal layout run together."""
         assert isinstance(network, OmniGenNetwork)
         references: list[Tensor] = batch.conditions["references"]
         patch = network.config.patch_size
@@ -129,5 +132,5 @@ class OmniGenFamily(Family):
 
 
 def used_references(ids: Tensor, references: list[Tensor]) -> list[Tensor]:
-    """The references unless dropout took the pictures from the prompt."""
+    """The references, unless dropout took the pictures and no slot of the prompt's `ids` (L,) is below 0."""
     return references if bool((ids < 0).any()) else []

@@ -38,7 +38,10 @@ class VlmFamily(Family):
         )
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
-        """The folder's network; frozen and held small for a LoRA, fp32 and whole otherwise."""
+        """The folder's network; frozen and held small for a LoRA, fp32 and whole otherwise.
+
+        Raises FileNotFoundError for a folder without a config, ValueError for another kind of model.
+        """
         import transformers
 
         folder = Path(config.base.get("vlm", ""))
