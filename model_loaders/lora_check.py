@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,19 @@ def bare_dreamomni(base: Path) -> Any:
     config = DreamOmniModelConfig(read_index(base).network)
     config.set_inference_dtype(torch.bfloat16, None)
     return config.get_model({}, device=META)
+
+
+BARE_MODELS: dict[str, Callable[[Path, Sequence[Path]], Any]] = {
+    "kontext": lambda base, files: bare_kontext(files),
+    "omnigen": lambda base, files: bare_omnigen(base),
+    "dreamomni": lambda base, files: bare_dreamomni(base),
+}
+"""Family -> ComfyUI's model of a base (a file or a folder) and its weight files, without weights."""
+
+
+def bare_model(family: str, base: Path, files: Sequence[Path]) -> Any:
+    """ComfyUI's model of a family's base on the meta device; None when its LoRAs are for no MODEL."""
+    return BARE_MODELS[family](base, files) if family in BARE_MODELS else None
 
 
 def unmatched_keys(lora: Path, model: Any) -> list[str]:

@@ -7,9 +7,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..model_loaders.lora_check import bare_dreamomni, bare_kontext, bare_omnigen
+from ..model_loaders import lora_check
 from ..training.base_files import files_sha256, weights_of
 from ..training.config import RunConfig
+from ..training.families import load_family
 from ..training.files import CHUNK
 from .progress import check_cancelled, progress_reporter
 
@@ -17,15 +18,10 @@ HASHED_BETWEEN = 16 * CHUNK
 """Bytes of weights between two moves of the bar."""
 
 
-def base_role(family: str) -> str:
-    """Under which name a family looks for its base."""
-    return {"dreamomni": "model", "vlm": "vlm"}.get(family, "transformer")
-
-
 def base_parts(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     """Role -> weight files of the network that is trained, and of every other base that is one file."""
     places = {role: Path(path) for role, path in config.base.items() if path}
-    network = base_role(config.family)
+    network = load_family(config.family).base_role
     return {role: weights_of(path) for role, path in places.items() if role == network or path.is_file()}
 
 
@@ -58,8 +54,5 @@ def hashing_report(size: int) -> Callable[[], None]:
 
 def bare_model(config: RunConfig) -> Any:
     """ComfyUI's model of a run's base without weights; None when its LoRA is for no MODEL."""
-    base = Path(config.base.get(base_role(config.family), ""))
-    if config.family == "kontext":
-        return bare_kontext(weights_of(base))
-    bare = {"omnigen": bare_omnigen, "dreamomni": bare_dreamomni}.get(config.family)
-    return bare(base) if bare is not None else None
+    base = Path(config.base.get(load_family(config.family).base_role, ""))
+    return lora_check.bare_model(config.family, base, weights_of(base))

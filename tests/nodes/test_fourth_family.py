@@ -75,6 +75,16 @@ def test_its_bases_are_found_and_others_refused(base: Path) -> None:
     assert base_state(None, NAME) == base_state("diffusers/base", None) == ""
 
 
+def test_its_weights_stand_under_its_own_role(base: Path) -> None:
+    from pack.nodes.training_bases import bare_model, base_parts
+
+    weights = base / "model.safetensors"
+    weights.touch()
+    config = RunConfig(name="x", family=NAME, base={FourthFamily.base_role: str(base), "vlm": str(base)})
+    assert base_parts(config) == {"network": (weights,)}
+    assert bare_model(config) is None, "a LoRA for no MODEL is not held against one"
+
+
 def test_presets_ask_what_it_can_do() -> None:
     run = run_of("references for less")
     assert run.memory.reference_attention == "exact"
