@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from pack.dit.dreamomni.config import LatentSpec
+from pack.dit.dreamomni.latent import LatentSpec
 from pack.training import families
 from pack.training.config import RunConfig
 from pack.training.families.base import EncodePlan

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...dit.dreamomni.config import LatentSpec
+from ...dit.dreamomni.latent import LatentSpec
 from ...samplers.flow import denoised_from_velocity, noised, velocity_target
 from ...samplers.schedules import ScheduleSettings, make_sigmas
 from ...samplers.solvers import SOLVERS

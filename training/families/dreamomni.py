@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...dit.dreamomni.blocks import DiTBlock
-from ...dit.dreamomni.config import DreamOmniConfig, LatentSpec
+from ...dit.dreamomni.config import DreamOmniConfig
+from ...dit.dreamomni.latent import LatentSpec
 from ...dit.dreamomni.initialize import initialize
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...dit.dreamomni.config import LatentSpec
+from ...dit.dreamomni.latent import LatentSpec
 from ...dit.positions import (
     PositionScheme,
     latent_grid,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...dit.dreamomni.config import LatentSpec
+from ...dit.dreamomni.latent import LatentSpec
 from ...dit.omnigen.blocks import DecoderLayer
 from ...dit.omnigen.folder import find_files, network_weights, read_config
 from ...dit.omnigen.network import OmniGenNetwork
