@@ -52,7 +52,7 @@ def parts_table() -> Table:
     """The pieces that run once a step, at the sizes of 1024x1024 and five references."""
     from ..dit.content import tensor_key
     from ..dit.reference_cache import split_ids
-    from ..model_loaders.reference_cache import same_latents
+    from ..model_loaders.run_references import same_latents
     from ..samplers.solvers import advance
 
     latents = [torch.randn(1, 16, 128, 128) for _ in range(5)]

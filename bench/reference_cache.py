@@ -105,7 +105,8 @@ def tiny_scene() -> Scene:
 
 def scene_of(size: dict[str, Any], side: int, text: int, rounds: int, **settings: Any) -> Scene:
     """A random network and its sizes; `settings` are those of the cache."""
-    from ..model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from ..model_loaders.reference_cache import attach_reference_cache
+    from ..model_loaders.reference_writing import CacheSettings
 
     model = random_flux(**size)
     model.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention

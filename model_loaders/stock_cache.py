@@ -18,15 +18,7 @@ import comfy.model_management as management
 
 from ..dit.positions import latent_grid
 from ..dit.reference_cache import OVERRIDE, Block, StepReader, StepRecorder
-from .patches import flux_network
-from .reference_cache import (
-    KEY,
-    WRAPPERS,
-    detach_reference_cache,
-    inference_dtype,
-    num_values,
-    same_latents,
-)
+from .run_references import inference_dtype, num_values, same_latents
 
 log = logging.getLogger("dreamomni")
 FULL_NOTE = (
@@ -184,17 +176,3 @@ def shape_with_room(model: Any, shape: Sequence[int], num_bytes: int) -> list[in
 
     row = model.memory_required(higher(1)) - model.memory_required(higher(0))
     return higher(math.ceil(num_bytes / row))
-
-
-def attach_stock_cache(model: Any, settings: StockSettings, report: Callable[[str], None] = log.info) -> Any:
-    """A clone of the ModelPatcher that reuses references between steps.
-
-    `report` hears when their memory does not suffice. Raises ValueError for anything but FLUX.1.
-    """
-    cache = StockCache(flux_network(model, "the reference cache"), settings, report)
-    patched = detach_reference_cache(model)
-    for kind, wrapper in zip(
-        WRAPPERS, (cache.outer_sample, cache.prepare_sampling, cache.diffusion_model), strict=True
-    ):
-        patched.add_wrapper_with_key(kind, KEY, wrapper)
-    return patched

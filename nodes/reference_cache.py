@@ -7,14 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..model_loaders.base_weights import has_loras
 from ..model_loaders.reference_cache import (
-    PRECISIONS,
-    CacheSettings,
     attach_reference_cache,
+    attach_stock_cache,
     detach_reference_cache,
-    has_loras,
 )
-from ..model_loaders.stock_cache import StockSettings, attach_stock_cache
+from ..model_loaders.reference_writing import PRECISIONS, CacheSettings
+from ..model_loaders.stock_cache import StockSettings
 from .notes import show_note
 from .schema import node_input, node_schema
 from .types import CATEGORY

@@ -35,7 +35,8 @@ def test_flux_at_full_size_costs_what_the_cache_promises() -> None:
 def test_tables_at_test_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from pack.bench import reference_cache as bench
     from pack.bench.networks import random_flux
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
 
     def small(**settings: str) -> bench.Scene:
         model = random_flux(hidden=64, heads=2, double=1, single=1, device="cpu", dtype=torch.float32)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from typing import Any
 
 import pytest
 import torch
-from cached_runs import masked_sample, reference, sampled
+from cached_runs import cached, close, masked_sample, reference, sampled, store
 from tiny_flux import tiny_conditioning, tiny_flux
 from torch import Tensor
 
@@ -23,21 +21,6 @@ def model() -> Any:
     return tiny_flux()
 
 
-def cached(model: Any, scheme: str | None = "index+offset", **settings: Any) -> Any:
-    from pack.dit.positions import PositionScheme
-    from pack.model_loaders.patches import attach_position_encoding
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
-
-    patched = attach_reference_cache(model, CacheSettings(**settings))
-    return patched if scheme is None else attach_position_encoding(patched, PositionScheme(scheme))
-
-
-def store(model: Any) -> Any:
-    from pack.model_loaders.reference_store import store_of
-
-    return store_of(model)
-
-
 def lora(model: Any, seed: int = 0, strength: float = 1.0, part: str = "double_blocks.0.img_attn.qkv") -> Any:
     """A clone with a weight patch, as LoraLoader leaves it."""
     name = f"diffusion_model.{part}.weight"
@@ -46,12 +29,6 @@ def lora(model: Any, seed: int = 0, strength: float = 1.0, part: str = "double_b
     patched = model.clone()
     assert patched.add_patches({name: ("diff", (change,))}, strength) == [name]
     return patched
-
-
-def close(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Largest difference relative to the largest value, as velocities of random weights are not of size 1."""
-    assert result.shape == expected.shape
-    assert float((result - expected).abs().max() / expected.abs().max()) <= tolerance
 
 
 @pytest.mark.parametrize(
@@ -95,7 +72,8 @@ def test_equal_in_every_position_encoding(model: Any, scheme: str | None, offset
 def test_the_cache_may_stand_before_or_after_the_encoding(model: Any) -> None:
     from pack.dit.positions import PositionScheme
     from pack.model_loaders.patches import attach_position_encoding
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
 
     placed = attach_position_encoding(model, PositionScheme.INDEX_OFFSET)
     close(
@@ -249,165 +227,9 @@ def test_a_reference_that_changes_during_the_run_is_never_stale(model: Any) -> N
     close(sampled(swapped, [ONE]), expected)
 
 
-def test_memory_is_counted_moved_and_released(model: Any) -> None:
-    target = cached(model)
-    sampled(target, [ONE, TWO])
-    (patcher,) = target.get_additional_models()
-    # Two tensors for each of 4 layers, 22 tokens, 32 channels, 4 bytes.
-    assert patcher.model_size() == patcher.loaded_size() == 2 * 4 * 22 * 32 * 4
-    assert patcher.clone().model_size() == patcher.model_size()
-    meta = torch.device("meta")
-    assert patcher.shift(meta, 5000, grow=True) <= 5000
-    assert 0 < patcher.loaded_size() < patcher.model_size()
-    kept = weakref.ref(store(model))
-    entry = weakref.ref(next(iter(store(model).entries.values())))
-    del target, patcher
-    model.model = None
-    gc.collect()
-    assert kept() is None and entry() is None
-
-
-def test_a_second_node_on_the_same_model_is_no_memory_leak(
-    model: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("INFO"):
-        for _ in range(3):
-            target = cached(model)
-            sampled(target, [ONE, TWO])
-            del target
-            gc.collect()
-    assert "leak" not in caplog.text
-    assert store(model).written == 2
-
-
-@pytest.mark.parametrize("settings", [{}, {"precision": "8bit"}])
-def test_references_in_system_memory_are_streamed(
-    model: Any, settings: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a card: every block's references are sent for during the block before, in two slots."""
-    from direct_lane import DirectLane
-    from pack.dit.stored_tensor import StoredTensor
-    from pack.model_loaders import reference_cache as module
-
-    target = cached(model, **settings)
-    direct = sampled(target, [ONE, TWO])
-    slots: list[int] = []
-
-    class Lane(DirectLane):
-        def start(self, slot: int, copies: Any) -> None:
-            slots.append(slot)
-            super().start(slot, copies)
-
-    monkeypatch.setattr(StoredTensor, "is_away", lambda *_: True)
-    monkeypatch.setattr(module, "lane_for", lambda _: Lane())
-    assert torch.equal(sampled(target, [ONE, TWO]), direct)
-    # 3 steps of 4 blocks, and the first block of the step that does not come; the slots take turns.
-    assert slots == [1, 0] * 6 + [1]
-    assert store(model).written == 2
-
-
-def test_what_was_unloaded_is_read_from_where_it_is(model: Any) -> None:
-    import comfy.model_management
-
-    target = cached(model)
-    before = sampled(target, [ONE])
-    comfy.model_management.unload_all_models()
-    assert torch.equal(sampled(target, [ONE]), before)
-    assert store(model).written == 1
-
-
-def test_unused_references_make_room(model: Any) -> None:
-    from pack.model_loaders.reference_store import MAX_IDLE
-
-    target = cached(model)
-
-    def paid(seed: int) -> int:
-        before = store(model).written
-        sampled(target, [reference(4, 4, seed)], sigmas=torch.tensor([1.0, 0.0]))
-        return store(model).written - before
-
-    count = MAX_IDLE + 4
-    assert [paid(30 + number) for number in range(count)] == [1] * count
-    assert len(store(model).entries) == MAX_IDLE + 1
-    assert paid(30 + count - 2) == 0  # the one before is kept
-    assert paid(30) == 1  # the oldest is gone
-
-
-def test_8bit_is_smaller_and_near(model: Any) -> None:
-    exact = sampled(cached(model), [ONE, TWO])
-    full = store(model).num_bytes()
-    store(model).entries.clear()
-    near = sampled(cached(model, precision="8bit"), [ONE, TWO])
-    assert store(model).num_bytes() < 0.35 * full
-    error = 10 * torch.log10(exact.square().mean() / (near - exact).square().mean())
-    assert float(error) >= 45
-
-
-def test_out_of_memory_while_writing_falls_back_with_a_message(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pack.model_loaders import reference_cache as module
-
-    import comfy.model_management
-
-    heard: list[str] = []
-    expected = sampled(cached(model), [ONE])
-    store(model).entries.clear()
-    real = module.ExactCache.write
-
-    def full(self: Any, latent: Any, offset: Any, geometry: Any, options: Any, device: Any = None) -> Any:
-        if device is None:
-            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
-        return real(self, latent, offset, geometry, options, device)
-
-    monkeypatch.setattr(module.ExactCache, "write", full)
-    patched = module.attach_reference_cache(model, module.CacheSettings(), heard.append)
-    patched.load_device = torch.device("cpu", 0)  # not the offload device, as on a GPU
-    out = sampled(patched, [ONE])
-    close(out, expected)
-    assert heard == [
-        "references: 1 written, 0 reused, 0 MB kept\n"
-        "not enough GPU memory for the references: kept in system memory, steps are slower"
-    ]
-
-
-def test_the_second_attempt_has_the_memory_of_the_first(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pack.model_loaders import reference_cache as module
-
-    import comfy.model_management as management
-
-    made: list[weakref.ref] = []
-    alive: list[bool] = []
-    real = module.ExactCache.write
-
-    def full_once(*args: Any, **kwargs: Any) -> Any:
-        if not made:
-            layers = torch.zeros(8)
-            made.append(weakref.ref(layers))
-            raise management.OOM_EXCEPTION("CUDA out of memory")
-        alive.append(made[0]() is not None)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(module.ExactCache, "write", full_once)
-    sampled(cached(model), [ONE])
-    assert alive == [False]
-
-
-def test_a_run_tells_what_it_reused(model: Any) -> None:
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
-
-    heard: list[str] = []
-    target = attach_reference_cache(model, CacheSettings(), heard.append)
-    sampled(target, [ONE])
-    sampled(target, [ONE, TWO])
-    assert heard == [
-        "references: 1 written, 0 reused, 0 MB kept",
-        "references: 1 written, 1 reused, 0 MB kept",
-    ]
-
-
 def test_other_models_are_refused() -> None:
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
 
     from comfy.model_patcher import ModelPatcher
 

@@ -28,7 +28,8 @@ def compiled(model: Any, counter: list[int]) -> Any:
 
 
 def test_compiled_blocks_give_the_same_and_are_compiled_once() -> None:
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
 
     torch._dynamo.reset()
     references = [reference(6, 8, 5), reference(4, 10, 6), reference(9, 7, 7)]

@@ -24,7 +24,8 @@ QKV, SINGLE = "double_blocks.0.img_attn.qkv", "single_blocks.1.linear1"
 
 
 def attach(model: Any, **settings: Any) -> Any:
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
 
     return attach_reference_cache(model, CacheSettings(**settings))
 

@@ -50,7 +50,8 @@ def trained_velocity(
 def test_cached_inference_is_what_was_trained(count: int, with_lora: bool) -> None:
     from pack.dit.positions import PositionScheme
     from pack.model_loaders.patches import attach_position_encoding
-    from pack.model_loaders.reference_cache import CacheSettings, attach_reference_cache
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
     from pack.training.adapters import inject_lora, lora_parameters, saved_lora
     from pack.training.config import AdapterConfig
     from pack.training.families.kontext import ATTENTION_TARGETS

@@ -24,7 +24,8 @@ def model() -> Any:
 
 
 def stock(model: Any, heard: list[str] | None = None, warm_up: int = 2) -> Any:
-    from pack.model_loaders.stock_cache import StockSettings, attach_stock_cache
+    from pack.model_loaders.reference_cache import attach_stock_cache
+    from pack.model_loaders.stock_cache import StockSettings
 
     report = print if heard is None else heard.append
     return attach_stock_cache(model, StockSettings(warm_up=warm_up, refresh_every=100), report)

@@ -80,3 +80,25 @@ def masked_sample(
         )
         x = x + (following - sigma) * velocity
     return model.model.process_latent_out(x)
+
+
+def cached(model: Any, scheme: str | None = "index+offset", **settings: Any) -> Any:
+    from pack.dit.positions import PositionScheme
+    from pack.model_loaders.patches import attach_position_encoding
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
+
+    patched = attach_reference_cache(model, CacheSettings(**settings))
+    return patched if scheme is None else attach_position_encoding(patched, PositionScheme(scheme))
+
+
+def store(model: Any) -> Any:
+    from pack.model_loaders.reference_store import store_of
+
+    return store_of(model)
+
+
+def close(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Largest difference relative to the largest value, as velocities of random weights are not of size 1."""
+    assert result.shape == expected.shape
+    assert float((result - expected).abs().max() / expected.abs().max()) <= tolerance
