@@ -265,9 +265,16 @@ class StepRecorder:
         return call_attention(self.inner, attention, q, k, v, heads, **more)
 
 
+class NotNotedError(LookupError):
+    """A block asks for what references left in an earlier step, in which it did not run."""
+
+
 @dataclass
 class StepReader:
-    """Attention of a step without references: their keys and values of an earlier step stand in for them."""
+    """Attention of a step without references: their keys and values of an earlier step stand in for them.
+
+    Raises NotNotedError where there are none.
+    """
 
     kept: dict[Block, tuple[Tensor, Tensor]]
     inner: Attention | None = None
@@ -284,7 +291,10 @@ class StepReader:
         **more: Any,
     ) -> Tensor:
         """Attend to the call's own tokens and to the noted ones."""
-        keys, values = self.kept[block_of(more["transformer_options"])]
+        block = block_of(more["transformer_options"])
+        if block not in self.kept:
+            raise NotNotedError(f"nothing was noted by block {block}")
+        keys, values = self.kept[block]
         if mask is not None:
             mask = open_mask(mask, keys.shape[2])
         k, v = torch.cat((k, keys), dim=2), torch.cat((v, values), dim=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 import comfy.model_management as management
 
 from ..dit.positions import latent_grid
-from ..dit.reference_cache import OVERRIDE, Block, StepReader, StepRecorder
-from .run_references import inference_dtype, num_values, same_latents
+from ..dit.reference_cache import OVERRIDE, NotNotedError, StepReader, StepRecorder
+from .run_references import inference_dtype, num_values
+from .stock_notes import StepNotes, blocks_of, branch_of
 
 log = logging.getLogger("dreamomni")
 FULL_NOTE = (
@@ -47,33 +48,25 @@ class StockSettings:
         return step < self.warm_up or (step - self.warm_up + 1) % self.refresh_every == 0
 
 
-@dataclass
-class Noted:
-    """What the references of one branch left in its last full step."""
-
-    latents: list[Tensor]
-    layers: dict[Block, tuple[Tensor, Tensor]]
-
-
-@dataclass
 class StockCache:
-    """The notes of one run, one for each guidance branch."""
+    """The notes of one run, and the calls of the network that make or read them."""
 
-    network: Any
-    settings: StockSettings
-    report: Callable[[str], None] = log.info
-    notes: dict[tuple[Any, ...], Noted] = field(default_factory=dict)
-    gave_up: bool = False
-    """Whether the notes of this run did not fit."""
+    def __init__(
+        self, network: Any, settings: StockSettings, report: Callable[[str], None] = log.info
+    ) -> None:
+        self.network, self.settings, self.report = network, settings, report
+        self.notes = StepNotes(blocks_of(network))
+        self.gave_up = False
+        """Whether the notes of this run did not fit."""
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep nothing between runs, whatever ends them."""
-        self.notes.clear()
+        self.notes.kept.clear()
         self.gave_up = False
         try:
             return executor(*args, **kwargs)
         finally:
-            self.notes.clear()
+            self.notes.kept.clear()
 
     def prepare_sampling(
         self, executor: Any, model: Any, noise_shape: Sequence[int], conds: dict, *args: Any, **kwargs: Any
@@ -98,26 +91,28 @@ class StockCache:
         """One call of the network, in full or with noted references."""
         options = transformer_options or {}
         inputs = (x, timestep, context, y, guidance, ref_latents, control)
-        if ref_latents and not self.gave_up:
-            try:
-                return executor(*inputs, self.with_references(list(ref_latents), x, options), **more)
-            except management.OOM_EXCEPTION:
-                self.gave_up = True
-            # Not in the handler: the error holds on to what the call had made.
-            self.notes.clear()
+        if not ref_latents or self.gave_up:
+            return executor(*inputs, options, **more)
+        try:
+            return executor(*inputs, self.with_references(list(ref_latents), x, options), **more)
+        except NotNotedError:
+            self.notes.forget(branch_of(options))
+        except management.OOM_EXCEPTION:
+            self.gave_up = True
+        # Not in the handlers: the error holds on to what the call had made.
+        if self.gave_up:
+            self.notes.kept.clear()
             management.soft_empty_cache()
             self.report(FULL_NOTE)
-        return executor(*inputs, options, **more)
+        return self.diffusion_model(executor, *inputs, options, **more)
 
     def with_references(self, latents: list[Tensor], x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         """The transformer options of this call: noting, or reading and cutting."""
         inner, branch = options.get(OVERRIDE), branch_of(options)
-        noted, step = self.notes.get(branch), step_of(options)
-        usable = noted is not None and self.is_complete(noted) and same_latents(noted.latents, latents)
-        if noted is None or not usable or step is None or self.settings.is_full(step):
+        noted, step = self.notes.find(branch, latents), step_of(options)
+        if noted is None or step is None or self.settings.is_full(step):
             grids = [latent_grid(*latent.shape[-2:], self.network.patch_size) for latent in latents]
-            self.forget(branch)
-            fresh = self.notes[branch] = Noted([latent.clone() for latent in latents], {})
+            fresh = self.notes.begin(branch, latents)
             return {**options, OVERRIDE: StepRecorder(sum(g.num_tokens for g in grids), fresh.layers, inner)}
         first = latent_grid(*x.shape[-2:], self.network.patch_size).num_tokens
         patches = options.get("patches", {})
@@ -125,24 +120,10 @@ class StockCache:
         reader = StepReader(noted.layers, inner)
         return {**options, OVERRIDE: reader, "patches": {**patches, "post_input": after}}
 
-    def is_complete(self, noted: Noted) -> bool:
-        """Whether every block noted; another node's cache may have answered for some of them, or for all."""
-        return len(noted.layers) == len(self.network.double_blocks) + len(self.network.single_blocks)
-
-    def forget(self, branch: tuple[Any, ...]) -> None:
-        """Drop the notes of conditionings; ComfyUI computes them together or apart, as memory allows."""
-        for known in [known for known in self.notes if set(known) & set(branch)]:
-            del self.notes[known]
-
 
 def first_tokens(tokens: dict[str, Any], count: int) -> dict[str, Any]:
     """The embedded tokens without the references."""
     return {**tokens, "img": tokens["img"][:, :count], "img_ids": tokens["img_ids"][:, :count]}
-
-
-def branch_of(options: dict[str, Any]) -> tuple[Any, ...]:
-    """Which conditionings a call computes; notes of one branch never serve another."""
-    return tuple(options.get("uuids") or options.get("cond_or_uncond") or ())
 
 
 def step_of(options: dict[str, Any]) -> int | None:

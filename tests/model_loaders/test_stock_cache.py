@@ -41,7 +41,7 @@ def cache_of(target: Any) -> Any:
 
 
 def kept_bytes(cache: Any) -> int:
-    layers = [layer for noted in cache.notes.values() for layer in noted.layers.values()]
+    layers = [layer for noted in cache.notes.kept.values() for layer in noted.layers.values()]
     return sum(part.nbytes for layer in layers for part in layer)
 
 
@@ -114,7 +114,9 @@ def test_out_of_memory_means_full_steps_and_is_told(
     plain = sampled(model, [ONE, TWO], sigmas=SIGMAS)
     target = stock(model, heard)
     cache = cache_of(target)
-    model.model.diffusion_model.final_layer.register_forward_hook(lambda *_: noted.append(len(cache.notes)))
+    model.model.diffusion_model.final_layer.register_forward_hook(
+        lambda *_: noted.append(len(cache.notes.kept))
+    )
     with monkeypatch.context() as limited:
         limited.setattr(stock_cache.StepRecorder, "__call__", full)
         assert torch.equal(sampled(target, [ONE, TWO], sigmas=SIGMAS), plain)
@@ -167,4 +169,15 @@ def test_conditionings_that_are_computed_apart_leave_no_second_notes(model: Any)
     x = torch.zeros(2, 16, 8, 12)
     for uuids in (["a", "b"], ["c"], ["a"], ["b"]):
         cache.with_references([ONE], x, {"uuids": uuids})
-    assert list(cache.notes) == [("c",), ("a",), ("b",)]
+    assert [branch.conds for branch in cache.notes.kept] == [("c",), ("a",), ("b",)]
+
+
+def test_other_passes_of_a_conditioning_keep_their_notes_but_not_without_end(model: Any) -> None:
+    """As a node would leave them that replaces other blocks in every step."""
+    cache, x = cache_of(stock(model)), torch.zeros(1, 16, 8, 12)
+    for number in (0, 1, 0, 2, 3, 4):
+        places = {("single_block", number): lambda args, _: args}
+        cache.with_references([ONE], x, {"uuids": ["a"], "patches_replace": {"dit": places}})
+        cache.with_references([ONE], x, {"uuids": ["b"]})
+    kept = [(branch.conds, [number for (_, number), _ in branch.replaced]) for branch in cache.notes.kept]
+    assert kept == [(("a",), [2]), (("a",), [3]), (("a",), [4]), (("b",), [])]
