@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...dit.dreamomni.blocks import DiTBlock
 from ...dit.dreamomni.config import DreamOmniConfig
-from ...dit.dreamomni.latent import LatentSpec
 from ...dit.dreamomni.initialize import initialize
+from ...dit.dreamomni.latent import LatentSpec
 from ...dit.dreamomni.network import DreamOmniNetwork
 from ...dit.dreamomni.storage import FolderIndex, load_network, load_vae, read_index, save_dreamomni
 from ...samplers.flow import noised, velocity_target
