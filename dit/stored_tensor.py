@@ -13,6 +13,8 @@ from .eight_bit import rows_from_eight_bit, rows_to_eight_bit
 log = logging.getLogger("dreamomni")
 QUANTISED_GROUP = 32
 """Channels that share one 8-bit scale: 45 dB for normal values at 6 % more memory than the bytes alone."""
+SCALE_DTYPE = torch.bfloat16
+"""Half precision would lose small scales."""
 
 
 @dataclass(slots=True)
@@ -28,12 +30,9 @@ class StoredTensor:
         """Keep a copy of the tensor (... D)."""
         if not quantise:
             return cls(tensor.contiguous().clone(), None, tensor.dtype)
-        channels = tensor.shape[-1]
-        group = QUANTISED_GROUP if channels % QUANTISED_GROUP == 0 else channels
-        # Many groups: their scales in two bytes each. Half precision would lose small ones.
-        values, scales = rows_to_eight_bit(
-            tensor.unflatten(-1, (-1, group)), torch.int8, scale_dtype=torch.bfloat16
-        )
+        groups = tensor.unflatten(-1, (-1, group_size(tensor.shape[-1])))
+        # Many groups: their scales in two bytes each.
+        values, scales = rows_to_eight_bit(groups, torch.int8, scale_dtype=SCALE_DTYPE)
         return cls(values, scales, tensor.dtype)
 
     def read(self, device: torch.device) -> Tensor:
@@ -61,6 +60,18 @@ class StoredTensor:
     def num_bytes(self) -> int:
         """Memory it takes."""
         return sum(part.numel() * part.element_size() for part in self.tensors())
+
+
+def group_size(channels: int) -> int:
+    """Channels that share one scale."""
+    return QUANTISED_GROUP if channels % QUANTISED_GROUP == 0 else channels
+
+
+def packed_bytes(num_values: int, channels: int, dtype: torch.dtype, quantise: bool) -> int:
+    """Memory that so many values (... D), D of them `channels`, take once they are packed."""
+    if not quantise:
+        return num_values * dtype.itemsize
+    return num_values + num_values // group_size(channels) * SCALE_DTYPE.itemsize
 
 
 def moved_to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ import comfy.model_management as management
 
 from ..dit.reference_branch import REFERENCE_GUIDANCE, REFERENCE_POOLED, REFERENCE_SIGMA
 from ..dit.reference_cache import OVERRIDE, KeptReference, Offset, ReferenceWriter
+from ..dit.stored_tensor import packed_bytes
 from .base_weights import without_patches
 from .reference_store import ReferenceKey, ReferenceStore
 from .run_references import Wanted, num_values
@@ -117,4 +118,5 @@ def placer(entry: KeptReference, ids: Tensor | None) -> Callable[[dict], dict]:
 
 def kept_bytes(network: Any, latent: Tensor, settings: CacheSettings) -> int:
     """Memory the keys and values of a latent (1, C, h, w) will take."""
-    return int(num_values(network, latent) * (1.04 if settings.quantise else latent.element_size()))
+    channels = network.hidden_size // network.num_heads
+    return packed_bytes(num_values(network, latent), channels, latent.dtype, settings.quantise)

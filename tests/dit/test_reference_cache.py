@@ -15,6 +15,7 @@ from pack.dit.reference_cache import (
     split_ids,
     turn_keys,
 )
+from pack.dit.stored_tensor import packed_bytes
 from torch import Tensor
 
 AXES, THETA = (16, 56, 56), 10000.0
@@ -93,6 +94,15 @@ def test_groups_of_channels_are_rounded_apart() -> None:
     values[..., 64:] *= 1e-3
     stored = StoredTensor.pack(values, quantise=True).read(CPU)
     assert decibels(stored[..., 64:], values[..., 64:]) > 40
+
+
+@pytest.mark.parametrize("channels", [16, 32, 48, 128])
+@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_known_before_packing(channels: int, quantise: bool, dtype: torch.dtype) -> None:
+    values = torch.randn(1, 2, 5, channels, dtype=dtype)
+    expected = StoredTensor.pack(values, quantise).num_bytes
+    assert packed_bytes(values.numel(), channels, dtype, quantise) == expected
 
 
 def test_the_writer_keeps_the_reference_and_blinds_the_text() -> None:

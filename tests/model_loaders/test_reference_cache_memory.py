@@ -39,6 +39,28 @@ def test_memory_is_counted_moved_and_released(model: Any) -> None:
     assert kept() is None and entry() is None
 
 
+@pytest.mark.parametrize("precision", ["bf16", "8bit"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_is_asked_for_is_what_is_kept(
+    precision: str, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of 32 and of 16 channels: the scales of 8 bit are more for the smaller ones."""
+    import comfy.model_management as management
+
+    asked: list[float] = []
+    load = management.load_models_gpu
+
+    def loaded(models: Any, memory_required: float = 0, **more: Any) -> None:
+        asked.append(memory_required)
+        load(models, memory_required=memory_required, **more)
+
+    model = tiny_flux(heads=heads)
+    monkeypatch.setattr(management, "load_models_gpu", loaded)
+    monkeypatch.setattr(model.model, "memory_required", lambda *_, **__: 0)
+    sampled(cached(model, precision=precision), [ONE, TWO])
+    assert asked[0] == store(model).num_bytes()
+
+
 def test_a_second_node_on_the_same_model_is_no_memory_leak(
     model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
