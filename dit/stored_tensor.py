@@ -48,6 +48,11 @@ class StoredTensor:
         self.values = moved_to(self.values, device)
         self.scales = None if self.scales is None else moved_to(self.scales, device)
 
+    def is_on(self, device: torch.device) -> bool:
+        """Whether it lies on the device, which may be named without its number, as Apple's is."""
+        here = self.values.device
+        return here.type == device.type and (device.index is None or here.index in (None, device.index))
+
     def is_away(self, device: torch.device) -> bool:
         """Whether it must travel to be read on the device."""
         return self.values.device.type != device.type

@@ -73,7 +73,7 @@ class ReferenceStore(nn.Module):
     def num_bytes(self, device: torch.device | None = None) -> int:
         """Memory of all entries, or of what lies on one device."""
         parts = [part for entry in self.entries.values() for part in entry.tensors()]
-        return sum(part.num_bytes for part in parts if device is None or part.values.device == device)
+        return sum(part.num_bytes for part in parts if device is None or part.is_on(device))
 
 
 class StorePatcher(ModelPatcher):
@@ -118,7 +118,7 @@ class StorePatcher(ModelPatcher):
         moved = 0
         for entry in self.model.entries.values():
             for part in entry.tensors():
-                if part.values.device == device:
+                if part.is_on(device):
                     continue
                 if moved + (part.num_bytes if grow else 0) > limit or (not grow and moved >= limit):
                     return moved

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from pack.dit.reference_cache import (
@@ -103,6 +106,15 @@ def test_memory_is_known_before_packing(channels: int, quantise: bool, dtype: to
     values = torch.randn(1, 2, 5, channels, dtype=dtype)
     expected = StoredTensor.pack(values, quantise).num_bytes
     assert packed_bytes(values.numel(), channels, dtype, quantise) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [("mps", True), ("mps:0", True), ("mps:1", False), ("cpu", False)]
+)
+def test_a_device_may_be_named_without_its_number(named: str, expected: bool) -> None:
+    """ComfyUI says "mps", the tensors there say "mps:0"."""
+    there = cast(Tensor, SimpleNamespace(device=torch.device("mps", 0)))
+    assert StoredTensor(there, None, torch.float32).is_on(torch.device(named)) is expected
 
 
 def test_the_writer_keeps_the_reference_and_blinds_the_text() -> None:
