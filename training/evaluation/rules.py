@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..synthesis.config import TASK_GROUPS
 from ..synthesis.operations import Move, Resize, Turn
 from ..synthesis.palette import COLOURS
 from ..synthesis.render import Canvas
 from ..synthesis.scene import Scene, SceneObject
 from ..synthesis.workshop import is_symmetric_under
 from .cases import Case
-from .frames import frame_faults, with_rim
+from .frames import frame_faults, grown, with_rim
 from .readout import Reader, Reading, fill_colour, with_object
+from .surroundings import background_faults, size_faults, worst_window
 
 VISIBLE = 16 / 255
 """Pixels whose source and target differ by more than this in a channel count as changed."""
@@ -38,6 +40,8 @@ class Limits:
     """Largest mean absolute error where the target differs from the source."""
     outside_psnr: float = 25.0
     """Least peak signal-to-noise ratio elsewhere, dB."""
+    window: float = 0.07
+    """Largest mean absolute error of any window elsewhere: one small object too many hides in the ratio."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +82,26 @@ def changed_pixels(case: Case) -> NDArray[np.bool_]:
     if sample.source is not None:
         gap = np.abs(sample.source.astype(np.int16) - sample.target.astype(np.int16)).max(axis=2)
         return gap > VISIBLE * 255
-    renderer, target = case.synthesizer.renderer, sample.plan.target
-    mask = np.zeros(sample.target.shape[:2], bool)
+    mask = objects_of(case)
+    return mask if mask.any() else np.ones_like(mask)
+
+
+def objects_of(case: Case) -> NDArray[np.bool_]:
+    """(height, width) where the target's objects are."""
+    renderer, target = case.synthesizer.renderer, case.sample.plan.target
+    mask = np.zeros(case.sample.target.shape[:2], bool)
     for item in target.objects:
         mask |= renderer.footprint(item, target.style, with_shadow=False)
-    return mask if mask.any() else np.ones_like(mask)
+    return mask
+
+
+def empty_inside(case: Case, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(height, width) what is plain inside the mask: between a frame's lines, around objects filled in."""
+    mask = case.sample.mask
+    if mask is None or case.task not in ("detect", *TASK_GROUPS["fill"]):
+        return np.zeros_like(changed)
+    used = with_rim(case, changed) if case.task == "detect" else grown(objects_of(case), 2)
+    return (mask > 0) & ~used
 
 
 def psnr(result: Canvas, target: Canvas, area: NDArray[np.bool_]) -> float:
@@ -117,8 +136,9 @@ class Judge:
         quadrant = worst_quadrant(error)
         inside = float(error[changed].mean()) if changed.any() else 0.0
         kept = psnr(result, target, outside)
-        rules = [quadrant < limits.quadrant, inside < limits.changed, kept >= limits.outside_psnr]
-        faults = tuple(self.faults(case, result)) if all(rules) else ("not read",)
+        alone = worst_window(error, outside | empty_inside(case, changed)) < limits.window
+        rules = [quadrant < limits.quadrant, inside < limits.changed, kept >= limits.outside_psnr and alone]
+        faults = tuple(self.faults(case, result, outside)) if all(rules) else ("not read",)
         return Verdict(
             case_id=case.id,
             task=case.task,
@@ -129,8 +149,8 @@ class Judge:
             faults=faults,
         )
 
-    def faults(self, case: Case, result: Canvas) -> list[str]:
-        """Every object that is not read as the target has it, and every one that should be gone."""
+    def faults(self, case: Case, result: Canvas, outside: NDArray[np.bool_]) -> list[str]:
+        """Every object that is not read as the target has it or should be gone, and another background."""
         reader = self._readers.setdefault(id(case.synthesizer), Reader(case.synthesizer))
         plan, target = case.sample.plan, case.sample.plan.target
         sprites = tuple({item.sprite: None for scene in scenes_of(case) for item in scene.objects})
@@ -142,7 +162,8 @@ class Judge:
             found += object_faults(item, reading, target)
         if plan.source is not None:
             found += [*ghosts(reader, result, plan.source, target), *unmoved(reader, case, result)]
-        return found + frame_faults(case, result)
+        found += size_faults(reader, case, result)
+        return found + frame_faults(case, result) + background_faults(case, result, outside)
 
 
 def scenes_of(case: Case) -> list[Scene]:

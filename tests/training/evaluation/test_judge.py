@@ -156,14 +156,14 @@ def test_each_rule_bites_alone() -> None:
     outside[~case.sample.mask] += np.where(outside[~case.sample.mask] > 127, -16, 16)
     verdict = judge.judge(case, outside.astype(np.uint8))
     assert verdict.rules[:3] == (True, True, False) and verdict.faults == ("not read",)
-    generous = Judge(Limits(quadrant=1, changed=1, outside_psnr=0))
+    generous = Judge(Limits(quadrant=1, changed=1, outside_psnr=0, window=1))
     verdict = generous.judge(case, copy_source(case))
     assert verdict.rules == (True, True, True, False)
     assert any("still there" in fault for fault in verdict.faults)
 
 
 def test_faults_are_named() -> None:
-    generous = Judge(Limits(quadrant=1, changed=1, outside_psnr=0))
+    generous = Judge(Limits(quadrant=1, changed=1, outside_psnr=0, window=1))
 
     def told(task: str) -> str:
         case = cases(task, "several")[0]
