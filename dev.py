@@ -2,7 +2,7 @@
 """One door for newcomers and developers; needs nothing but Python 3.11 and the network the first time.
 
     python dev.py demo           from an empty folder to pictures in output/
-    python dev.py test           every check and test (or --fast, --e2e, --browser)
+    python dev.py test           every check and test (or --fast, --newer, --e2e, --browser)
     python dev.py bench [topic]  the benchmarks
     python dev.py train-small    train the small model from nothing (hours on a CPU; goes on where it stopped)
     python dev.py evaluate DIR   judge a model folder, or answers to held-out edits (--help for its options)
@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     demo.add_argument("--port", type=int, default=8188, help="port of --serve (8188)")
     test = commands.add_parser("test", help="run the checks and tests; further options go to pytest")
     part = test.add_mutually_exclusive_group()
-    for name in ("fast", "e2e", "browser"):
+    for name in ("fast", "newer", "e2e", "browser"):
         part.add_argument(f"--{name}", dest="part", action="store_const", const=name)
     bench = commands.add_parser("bench", help="run the benchmarks")
     bench.add_argument("topic", nargs="?")

