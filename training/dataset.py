@@ -44,7 +44,7 @@ class EditDataset:
         self.folder = folder
         self._records = records
         self.fingerprint = records.fingerprint()
-        self.left_out = records.left_out if isinstance(records, FolderRecords) else ""
+        self.left_out = records.left_out
         """Which pictures of the folder belong to no sample because of their kind; empty if none."""
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from .records import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Picture, SampleRecord, words_of
+from .records import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Picture, SampleRecord, told_unread, words_of
 
 TARGET_FOLDERS = ("target", "targets", "images", "image", "img")
 NUMBERED = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")
@@ -30,14 +30,6 @@ def unread_in(folders: list[Path]) -> Counter[str]:
     """How many picture files of the folders are of a kind that is not read, by ending."""
     endings = (path.suffix.lower() for folder in folders for path in folder.iterdir())
     return Counter(ending for ending in endings if ending in UNREAD_SUFFIXES)
-
-
-def told_unread(unread: Counter[str]) -> str:
-    """What is left out and what to do, in words; empty where nothing is."""
-    if not unread:
-        return ""
-    kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
-    return f"Left out, as these kinds of pictures are not read: {kinds}. Save them as PNG or JPEG."
 
 
 class FolderRecords:

@@ -190,6 +190,9 @@ PARSERS: dict[str, Callable[[LineFields, int], SampleRecord]] = {
 class JsonlRecords:
     """Samples of one or several JSONL files, read one line at a time."""
 
+    left_out = ""
+    """Nothing: a line that names a picture of a kind that is not read is refused."""
+
     def __init__(self, paths: list[Path]) -> None:
         self._files = [LineIndex(path) for path in paths]
         if not len(self):

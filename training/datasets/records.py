@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,14 @@ UNREAD_SUFFIXES = CAMERA_SUFFIXES | {
     ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".gif", ".psd", ".svg",
 }  # fmt: skip
 """Pictures, too, of kinds that are not read: telephones and cameras write them."""
+
+
+def told_unread(unread: Counter[str]) -> str:
+    """What is left out and what to do, in words; empty where nothing is."""
+    if not unread:
+        return ""
+    kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
+    return f"Left out, as these kinds of pictures are not read: {kinds}. Save them as PNG or JPEG."
 
 
 def words_of(data: bytes, where: str) -> str:
@@ -137,6 +146,9 @@ class SampleRecord:
 
 class Records(Protocol):
     """Random access to sample records; memory does not grow with their number."""
+
+    left_out: str
+    """Which pictures belong to no sample because of their kind, in words; empty if none."""
 
     def __len__(self) -> int:
         """How many samples there are."""

@@ -2,21 +2,28 @@
 
 Members of a sample are `<id>.json` (instruction, task, scene) or `<id>.txt` (instruction), then
 `<id>.source.png`, `<id>.ref_0.png`, ..., `<id>.target.png`, `<id>.mask.png`; jpg and webp are read too.
+Pictures of kinds that are not read are counted, and refused where a sample has its source, a reference or its
+target as such alone: without them it would be another sample.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 from array import array
+from collections import Counter
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from .records import IMAGE_SUFFIXES, Picture, SampleRecord, words_of
+from .records import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Picture, SampleRecord, told_unread, words_of
 
 INDEX_SUFFIX = ".index"
 """`shard-000000.tar.index`: the byte offset of every sample as little-endian 64-bit numbers."""
+NEEDED = re.compile(r"source|target|ref_.+")
+"""Names of the pictures without which a sample is another one."""
 
 
 def split_member(name: str) -> tuple[str, str]:
@@ -26,29 +33,43 @@ def split_member(name: str) -> tuple[str, str]:
     return (f"{folder}/{key}" if folder else key), part.lower()
 
 
-def scan_offsets(path: Path) -> array:
-    """Byte offsets of the samples of a tar without an index, by reading its headers once."""
-    offsets = array("Q")
+def split_part(part: str) -> tuple[str, str]:
+    """(name, ending) of a part: a picture without a name is the target."""
+    name, _, ending = part.rpartition(".")
+    return name or "target", f".{ending}"
+
+
+def scan_members(path: Path) -> tuple[array, Counter[str]]:
+    """The samples' byte offsets and the unread pictures of a tar without an index; reads its headers once."""
+    offsets, unread = array("Q"), Counter[str]()
     last = None
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key = split_member(member.name)[0]
-                if member.isfile() and key != last:
+                key, part = split_member(member.name)
+                if not member.isfile():
+                    continue
+                if key != last:
                     offsets.append(member.offset)
                     last = key
+                if split_part(part)[1] in UNREAD_SUFFIXES:
+                    unread[split_part(part)[1]] += 1
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a complete tar file ({error}). Write or copy it again.") from error
-    return offsets
+    return offsets, unread
 
 
 class Shard:
-    """One tar file; offsets stay on disk when the writer left an index."""
+    """One tar file; offsets stay on disk when our writer, whose pictures are all read, left an index."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._index = path.with_name(path.name + INDEX_SUFFIX)
-        self._offsets: array | None = None if self._index.is_file() else scan_offsets(path)
+        self._offsets: array | None = None
+        self.unread = Counter[str]()
+        """How many pictures are of a kind that is not read, by ending."""
+        if not self._index.is_file():
+            self._offsets, self.unread = scan_members(path)
         self.count = self._index.stat().st_size // 8 if self._offsets is None else len(self._offsets)
         self._state = self._stat()
 
@@ -98,6 +119,7 @@ class ShardRecords:
         self._shards = [Shard(path) for path in paths]
         if not len(self):
             raise ValueError(f"{paths[0].parent} holds shards, but no sample. Write the dataset again.")
+        self.left_out = told_unread(sum((shard.unread for shard in self._shards), Counter()))
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self._shards)
@@ -120,12 +142,11 @@ class ShardRecords:
         where = f"{shard.path.name} sample {sample_id}"
         words = self._words(shard, parts, where)
         pictures = {
-            part.rpartition(".")[0] or "target": Picture(
-                path=shard.path, label=f"{where}, {part}", offset=offset, size=size
-            )
+            split_part(part)[0]: Picture(path=shard.path, label=f"{where}, {part}", offset=offset, size=size)
             for part, (offset, size) in parts.items()
-            if f".{part.rpartition('.')[2]}" in IMAGE_SUFFIXES
+            if split_part(part)[1] in IMAGE_SUFFIXES
         }
+        require_read(parts, pictures, where)
         if "target" not in pictures:
             raise ValueError(f"{where} has no target picture, only {', '.join(sorted(parts))}.")
         names = sorted(
@@ -153,6 +174,17 @@ class ShardRecords:
                 if isinstance(words, dict) and isinstance(words.get("instruction"), str):
                     return words
         raise ValueError(f"{where} has no instruction: a json member with that key or a txt member.")
+
+
+def require_read(parts: Iterable[str], pictures: Container[str], where: str) -> None:
+    """Raise ValueError for a source, reference or target that is there in kinds that are not read alone."""
+    for part in sorted(parts):
+        name, ending = split_part(part)
+        if ending in UNREAD_SUFFIXES and name not in pictures and NEEDED.fullmatch(name):
+            raise ValueError(
+                f"{where}: its {part} is of a kind that is not read. Save it as PNG or JPEG and write the "
+                "shard again, or remove the sample."
+            )
 
 
 def json_words(text: str, where: str) -> Any:
