@@ -11,7 +11,7 @@ from PIL import Image
 
 from comfy_api.latest import io, ui
 
-from ..training.contact_sheet import SheetRow, contact_sheet
+from ..training.contact_sheet import SIDE, SheetRow, contact_sheet, fitted
 from ..training.dataset import EditDataset, EditSample, open_dataset
 from ..training.synthesis.config import MIN_SIDE, TASK_GROUPS, recipe_for, tasks_from_words
 from ..training.synthesis.generate import Job, generate
@@ -30,8 +30,6 @@ PREVIEW_SECONDS = 1.5
 LARGEST = 1024
 MOST_SAMPLES = 100_000_000
 MOST_ROWS = 64
-SHOWN_SIDE = 384
-"""Longer side of a picture that is kept for a sheet, twice what it is shown at."""
 PART_BYTES = 48_000_000
 """About how many bytes of pixels one shard holds; what a crash can lose."""
 
@@ -256,24 +254,15 @@ class LoadDataset(io.ComfyNode):
         return io.NodeOutput(dataset)
 
 
-def reduced(image: Image.Image) -> Image.Image:
-    """The picture no larger than a sheet can show; photos of many rows would fill the memory."""
-    if max(image.size) <= SHOWN_SIDE:
-        return image
-    small = image.convert("RGB")
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-    return small
-
-
 def sheet_row(number: int, sample: EditSample) -> SheetRow:
-    """A sample as a row of the contact sheet."""
+    """A sample as a row of the contact sheet; photos of many rows would fill the memory at their own size."""
     pictures = [("source", sample.source)] if sample.source else []
     first = 2 if sample.source else 1
     pictures += [(f"image {first + place}", image) for place, image in enumerate(sample.references)]
     pictures += [("target", sample.target)]
     pictures += [("change", sample.mask)] if sample.mask else []
     return SheetRow(
-        pictures=tuple((name, reduced(picture)) for name, picture in pictures),
+        pictures=tuple((name, fitted(picture, SIDE)) for name, picture in pictures),
         text=sample.instruction,
         heading=f"{number}  {sample.task}  ({sample.mode})",
     )

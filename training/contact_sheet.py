@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 INK, PAPER, FRAME, FAINT = (28, 30, 34), (250, 250, 248), (208, 208, 204), (120, 122, 126)
 GAP = 12
 BETWEEN = 2 * GAP
+SIDE = 192
+"""Edge of a picture of a contact sheet, in pixels, unless another is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +69,7 @@ def draw_row(row: SheetRow, side: int, width: int) -> Image.Image:
     return strip
 
 
-def contact_sheet(rows: Sequence[SheetRow], side: int = 192) -> Image.Image:
+def contact_sheet(rows: Sequence[SheetRow], side: int = SIDE) -> Image.Image:
     """All rows below each other; `side` is the edge of one picture in pixels."""
     most = max(len(row.pictures) for row in rows)
     width = max(most, 3) * (side + GAP) + GAP

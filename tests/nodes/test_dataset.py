@@ -87,13 +87,26 @@ def test_what_others_change_is_written_again(folders: Path) -> None:
     assert StickerDataset.fingerprint_inputs("../mine", count=3) == ""
 
 
-def test_large_pictures_are_made_small_for_the_sheet() -> None:
-    from pack.nodes.dataset import reduced
+@pytest.mark.parametrize("size", [(3000, 1501), (333, 1000), (192, 50), (7, 11)])
+def test_a_picture_is_brought_to_its_size_on_the_sheet_once(size: tuple[int, int]) -> None:
+    """What was made smaller before would be blurred a second time."""
+    from pack.nodes.dataset import sheet_row
+    from pack.training.contact_sheet import contact_sheet, fitted
+    from pack.training.dataset import EditSample
 
-    assert reduced(Image.new("RGB", (3000, 1500))).size == (384, 192)
-    assert reduced(Image.new("1", (500, 1000))).size == (192, 384)
-    small = Image.new("RGBA", (384, 20))
-    assert reduced(small) is small
+    noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    target = Image.fromarray(noise)
+    sample = EditSample(
+        source=None, references=(), instruction="x", task="generate", target=target, mask=None, id="0"
+    )
+    row = sheet_row(0, sample)
+    shown = fitted(target, 192)
+    assert max(row.pictures[0][1].size) == max(shown.size) == 192, "no photo is kept whole"
+    sheet, expected = np.asarray(contact_sheet([row])), np.asarray(shown)
+    height, width = expected.shape[:2]
+    inner = expected[1:-1, 1:-1]  # a frame is drawn around it
+    places = (sheet[:, 13 : 13 + width - 2] == inner[0]).all(axis=(1, 2)).nonzero()[0]
+    assert any(np.array_equal(sheet[top : top + height - 2, 13 : 13 + width - 2], inner) for top in places)
 
 
 def test_tasks_by_group_and_by_name(folders: Path) -> None:
