@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,7 +67,8 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(folder: Path, keep: bool = False, ours: Collection[str] = ()) -> Generator[Path]:
     """A folder to fill, which takes the place of `folder` when the block ends well and is gone otherwise.
 
-    With `keep`, what the older folder has and the new one does not bring moves over, but for names in `ours`.
+    With `keep`, what the older folder has and the new one does not bring moves over, out of subfolders too,
+    but for places below the folder in `ours`, as `vlm/config.json`; a folder among them is ours as a whole.
     """
     folder = folder.resolve()  # a link stays, and the folder it leads to is replaced
     partial = folder.with_name(f"{PARTIAL}{folder.name}")
@@ -97,7 +98,28 @@ def end_exchange(aside: Path, folder: Path, keep: bool, ours: Collection[str]) -
         aside.rename(folder)
         return
     if keep:
-        for entry in list(aside.iterdir()):
-            if entry.name not in ours and not os.path.lexists(folder / entry.name):
-                entry.rename(folder / entry.name)
+        move_missing(aside, folder, frozenset(ours))
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def move_missing(older: Path, newer: Path, ours: Set[str], below: str = "") -> None:
+    """Move what the folder `newer` lacks out of `older`, but for `ours`; both lie at `below` in the whole."""
+    for entry in list(older.iterdir()):
+        place, target = f"{below}{entry.name}", newer / entry.name
+        if place in ours:
+            continue
+        if is_folder(entry) and (is_folder(target) or holds_any(place, ours)):
+            move_missing(entry, target, ours, f"{place}/")
+        elif not os.path.lexists(target):
+            newer.mkdir(parents=True, exist_ok=True)
+            entry.rename(target)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the path is a folder itself, not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def holds_any(place: str, ours: Set[str]) -> bool:
+    """Whether any of `ours` lies in the folder `place`."""
+    return any(name.startswith(f"{place}/") for name in ours)

@@ -22,7 +22,10 @@ from .training_folders import CONTINUE, FRESH, TrainingRun, runs_root
 
 log = logging.getLogger("dreamomni")
 PUBLISHED = "published.json"
-"""In the folder of a run: the names that it has written into its folder of models so far."""
+"""In the folder of a run: the files that it has written into its folder of models so far.
+
+An earlier version told the names at its top alone; a folder among them is the run's as a whole.
+"""
 
 
 def best_export(folder: Path) -> Path:
@@ -68,15 +71,16 @@ def require_free(key: str, name: str, run: str | None = None) -> None:
 def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], object]) -> str:
     """Have `make` write the new folder that becomes models/<key>/<run name>; that name.
 
-    What users have put into an older one stays. What the run has written there itself goes: weights that are
-    cut into other files this time would else be found beside the new ones.
+    What users have put into an older one or its subfolders stays. What the run has written there itself goes:
+    weights that are cut into other files this time would else be found beside the new ones.
     """
     target, record = published_folder(key, run.folder.name), run.folder / PUBLISHED
     ours: list[str] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(target, keep=True, ours=ours) as partial:
         make(partial)
-        write_json(record, sorted({*ours, *(path.name for path in partial.iterdir())}))
+        files = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
+        write_json(record, sorted({*files, *(name for name in ours if not (partial / name).is_dir())}))
     OWN_WRITES.wrote(target)
     return target.name
 

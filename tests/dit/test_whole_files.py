@@ -69,20 +69,23 @@ def test_what_a_crash_leaves_is_cleared_under_its_new_and_its_old_name(tmp_path:
 
 
 @pytest.mark.parametrize("error", [Killed, PermissionError])
-@pytest.mark.parametrize("moves", range(5))
+@pytest.mark.parametrize("moves", range(6))
 def test_what_users_put_into_a_folder_outlives_any_stop_while_it_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int, error: type[BaseException]
 ) -> None:
-    """The folder is moved aside, the new one in its place, then what only the older had: four renames."""
+    """The folder is moved aside, the new one in its place, then what only the older had: five renames."""
     folder = tmp_path / "mine"
-    for name in ("dit.safetensors", "dit-1.safetensors", "vae/ae.safetensors", "loras/edit.safetensors"):
+    own = ("vae/ae.safetensors", "loras/edit.safetensors", "vlm/mine/notes.txt")
+    for name in (*own, "dit.safetensors", "dit-1.safetensors", "vlm/config.json", "vlm/model-1.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
 
     def fill() -> None:
-        with whole_folder(folder, keep=True, ours=["dit-1.safetensors"]) as partial:
-            partial.mkdir()
-            (partial / "dit.safetensors").write_text("new")
+        ours = ["dit-1.safetensors", "vlm/model-1.safetensors"]
+        with whole_folder(folder, keep=True, ours=ours) as partial:
+            (partial / "vlm").mkdir(parents=True)
+            for name in ("dit.safetensors", "vlm/config.json"):
+                (partial / name).write_text("new")
 
     rename, left = Path.rename, iter(range(moves))
 
@@ -95,12 +98,25 @@ def test_what_users_put_into_a_folder_outlives_any_stop_while_it_is_replaced(
         patch.setattr(Path, "rename", stopping)
         with suppress(error):
             fill()
-    for name in ("vae/ae.safetensors", "loras/edit.safetensors"):
+    for name in own:
         assert [path.read_text() for path in tmp_path.glob(f"*/{name}")] == ["old"]
     fill()
-    assert (folder / "dit.safetensors").read_text() == "new"
-    assert sorted(path.name for path in folder.iterdir()) == ["dit.safetensors", "loras", "vae"]
+    found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == dict.fromkeys(own, "old") | {"dit.safetensors": "new", "vlm/config.json": "new"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_users_put_beside_our_files_stays_when_their_folder_is_brought_no_more(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for name in ("vlm/config.json", "vlm/notes.txt", "vae/config.json", "old/ours.txt", "old/mine.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with whole_folder(folder, keep=True, ours=["vlm/config.json", "vae/config.json", "old"]) as partial:
+        partial.mkdir()
+    assert sorted(path.name for path in folder.rglob("*")) == ["linked", "notes.txt", "vlm"]
+    assert (folder / "linked").is_symlink()
 
 
 def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(

@@ -36,6 +36,7 @@ def test_a_network_is_replaced_and_what_users_put_beside_it_stays(models_dir: Pa
 
     assert publish("1") == files_of(export)
     own = {"vae/ae.safetensors": "vae", "loras/edit.safetensors": "lora", "notes.txt": "notes"}
+    own |= {"vlm/notes.txt": "notes", "vlm/templates/chat.jinja": "mine"}  # in a folder that every run brings
     for name, text in own.items():
         (published / name).parent.mkdir(exist_ok=True)
         (published / name).write_text(text)
@@ -50,6 +51,31 @@ def test_a_network_is_replaced_and_what_users_put_beside_it_stays(models_dir: Pa
     found = publish("5", **{"vae/vae.safetensors": "small"})
     assert json.loads(found["config.json"]) == index, "the network's own VAE came with it"
     assert found["vae/vae.safetensors"] == "small"
+    assert own.items() <= found.items()
+    publish("6", **{"vlm/model-1.safetensors": "first"})
+    (export / "vlm" / "model-1.safetensors").unlink()
+    found = publish("7", **{"vlm/model.safetensors": "all"})
+    assert "vlm/model-1.safetensors" not in found and found["vlm/notes.txt"] == "notes"
+
+
+def test_a_record_of_names_at_the_top_alone_is_read(models_dir: Path, output_dir: Path) -> None:
+    """A folder in it is the run's as a whole, once: what is put there afterwards stays."""
+    from pack.nodes.training_results import publish_network
+    from pack.nodes.training_run import TrainingRun, runs_root
+
+    run, published = TrainingRun(runs_root() / "mine"), models_dir / "dreamomni" / "mine"
+    for folder in (run.folder / "exports" / "last", published):
+        (folder / "vlm").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"vlm": "vlm", "vae": "vae"}))
+    (run.folder / "exports" / "last" / "vlm" / "model.safetensors").write_text("new")
+    (published / "vlm" / "model-1.safetensors").write_text("old")
+    (run.folder / "published.json").write_text(json.dumps(["config.json", "vlm"]))
+    for _ in range(2):
+        publish_network(run)
+        found = sorted(path.name for path in (published / "vlm").iterdir())
+        assert [name for name in found if name != "notes.txt"] == ["model.safetensors"]
+        (published / "vlm" / "notes.txt").write_text("mine")
+    assert "notes.txt" in found
     assert [entry.name for entry in published.parent.iterdir()] == ["mine"]
 
 
