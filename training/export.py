@@ -12,10 +12,12 @@ from torch import Tensor
 from .adapters import saved_lora
 from .config import RunConfig
 from .config_json import config_hash, to_json
-from .files import write_tensors
+from .files import write_json, write_tensors
 from .session import Session
 
 FORMAT = "dreamomni.lora.1"
+BEST = "best"
+"""Name of the weights with the lowest held-out loss; `best.json` beside them tells their step."""
 
 
 def recipe_metadata(session: Session, step: int, base_hashes: Mapping[str, str]) -> dict[str, str]:
@@ -62,8 +64,22 @@ def export(session: Session, folder: Path, name: str, base_hashes: Mapping[str, 
 
 def remove_export(folder: Path, name: str) -> None:
     """Remove what `export` wrote under a name, if anything."""
-    (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    for ending in (".safetensors", ".json"):
+        (folder / f"{name}{ending}").unlink(missing_ok=True)
     shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def announce_best(folder: Path, step: int) -> None:
+    """Tell the step of the best weights that are about to be exported, so that none are taken for others."""
+    write_json(folder / f"{BEST}.json", {"step": step})
+
+
+def exported_best(folder: Path, told: int) -> int | None:
+    """Step of the best weights in `folder`, `told` if an earlier version left them; None without any."""
+    if not any((folder / name).exists() for name in (f"{BEST}.safetensors", BEST)):
+        return None
+    note = folder / f"{BEST}.json"
+    return json.loads(note.read_text(encoding="utf-8"))["step"] if note.is_file() else told
 
 
 def exported_lora(session: Session, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from .config_json import changed_settings, from_json
 from .drawn import DrawnEntries, DrawnStore, read_drawn
 from .encode import SampleEntry, read_manifest
 from .events import Emit, Outcome
-from .export import export, remove_export
+from .export import BEST, announce_best, export, exported_best, remove_export
 from .files import write_tensors
 from .ladder import laddered
 from .memory import is_out_of_memory
@@ -179,7 +179,16 @@ class Trainer:
         self.session.best = BestValue()
         self.emit({"event": "best_forgotten", "step": self.session.step})
         if self.team.is_main:
-            remove_export(self.place.folder / EXPORTS, "best")
+            remove_export(self.place.folder / EXPORTS, BEST)
+
+    def require_best(self) -> None:
+        """Forget a best that an older checkpoint tells of, if a later stage has removed its weights since."""
+        session = self.session
+        if session.best.step is None:
+            return
+        step = exported_best(self.place.folder / EXPORTS, session.best.step)
+        if step is None or session.config.stage_at(step)[0] != session.best_stage:
+            self.forget_best()
 
     def stop_here(self) -> None:
         """Raise StoppedError when a run of one process is cancelled; several look between steps together."""
@@ -224,6 +233,7 @@ class Trainer:
         else:
             self.session.step = 0
         self.emit({"event": "rewound", "step": self.session.step, "from": at, "reason": reason})
+        self.require_best()
         raise DivergedError(
             f"training diverged at step {at}: {reason}. The weights are back at step {self.session.step}; "
             "queue it again with resume and a lower learning rate (a half or a tenth)."
@@ -245,7 +255,7 @@ class Trainer:
         session.validated_step = session.step
         self.emit({"event": "validation", "step": session.step, "loss": loss, "best": best})
         if best and self.team.is_main:
-            self.export("best")
+            self.export(BEST)
         return session.best.exhausted(session.config.validation.patience)
 
     def preview(self) -> None:
@@ -298,8 +308,11 @@ class Trainer:
 
     def export(self, name: str) -> None:
         """Write the weights in the form others load."""
+        folder = self.place.folder / EXPORTS
         try:
-            files = export(self.session, self.place.folder / EXPORTS, name, self.base_hashes)
+            if name == BEST:
+                announce_best(folder, self.session.step)
+            files = export(self.session, folder, name, self.base_hashes)
         except OSError as error:
             self.emit({"event": "save_failed", "step": self.session.step, "message": str(error)})
             return
@@ -329,7 +342,9 @@ class Trainer:
         self.fingerprint = self.last_fingerprint(state.step)
         self.require_same_material(state.data)
         self.session.restore(state)
-        if not same_sizes(saved, self.session):
+        if same_sizes(saved, self.session):
+            self.require_best()
+        else:
             self.forget_best()
 
     def last_fingerprint(self, step: int) -> str:
