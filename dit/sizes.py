@@ -46,6 +46,16 @@ def kontext_bucket(width: int, height: int) -> tuple[int, int]:
     return floor_to_token(bucket_width), floor_to_token(bucket_height)
 
 
+def shown_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Size in which a prompt translator is shown a picture: its bucket, at most of the area `side` squared.
+
+    A translator that was taught with smaller pictures than DreamOmni2's is asked about such.
+    """
+    factor = min(1.0, side / DEFAULT_SIZE[0])
+    bucket_width, bucket_height = kontext_bucket(width, height)
+    return max(1, round(bucket_width * factor)), max(1, round(bucket_height * factor))
+
+
 def published_target_size(width: int, height: int) -> tuple[int, int]:
     """Size of the picture that DreamOmni2's own pipeline makes for a first picture of `width` x `height`.
 

@@ -82,6 +82,11 @@ class LoadedVLM:
         """Names the model files and the precision; equal identities give equal answers."""
         return f"{self.folder.identity}-{self.precision.name}"
 
+    @property
+    def picture_side(self) -> int:
+        """Side of the area in which it is asked about pictures."""
+        return self.folder.picture_side
+
     @cached_property
     def processor(self) -> Any:
         """The folder's own tokenizer, chat template and picture processor."""

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..dit.safetensors_files import files_of_index, raw_header
+from ..dit.sizes import DEFAULT_SIZE
 from ..vlm.families import CLASSES
 
 INDEX = "model.safetensors.index.json"
+TAUGHT = "dreamomni.json"
+"""What Train Prompt Translator leaves beside the weights: how they were taught."""
 # Each line: what is needed, and the sets of files that satisfy it.
 NEEDED = (
     ("tokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt"))),
@@ -27,6 +30,8 @@ class VLMFolder:
     path: Path
     family: str
     identity: str
+    picture_side: int = DEFAULT_SIZE[0]
+    """Side of the area in which a prompt translator is asked about pictures."""
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -61,7 +66,34 @@ def open_vlm_folder(folder: Path) -> VLMFolder:
             f"the VLM folder {folder} is incomplete; missing: {'; '.join(missing)}. "
             "Copy the missing files from the release into it."
         )
-    return VLMFolder(path=folder, family=family, identity=folder_identity(folder, weights))
+    return VLMFolder(
+        path=folder,
+        family=family,
+        identity=folder_identity(folder, weights),
+        picture_side=taught_side(folder),
+    )
+
+
+def taught_side(folder: Path) -> int:
+    """Side of the area in which a translator of this pack was taught with pictures; Kontext's for other VLMs.
+
+    Raises ValueError when the file that tells it is damaged.
+    """
+    path = folder / TAUGHT
+    if not path.is_file():
+        return DEFAULT_SIZE[0]
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told.get("dreamomni.family") != "vlm":
+            return DEFAULT_SIZE[0]
+        recipe = json.loads(told["dreamomni.recipe"])
+        side, references = recipe["stages"][-1]["resolution"], recipe["reference_resolution"]
+        return min(side, references or side)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not tell at which size the translator was taught ({error!r}). Queue its training "
+            "again to have it written anew, or remove it: the VLM is then shown pictures of one megapixel."
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..dit.sizes import kontext_bucket, resize_pictures
+from ..dit.sizes import DEFAULT_SIZE, kontext_bucket, resize_pictures, shown_size
 
 
 def image_of(picture: Image.Image) -> Tensor:
@@ -15,6 +15,12 @@ def image_of(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)[None]
 
 
-def in_bucket(image: Tensor) -> Tensor:
-    """A picture (1, H, W, 3) as large as DreamOmni2's VLM was tuned with, also where resize is none."""
-    return resize_pictures(image, *kontext_bucket(image.shape[2], image.shape[1]))
+def in_bucket(image: Tensor, side: int = DEFAULT_SIZE[0]) -> Tensor:
+    """A picture (1, H, W, 3) as a translator is shown it, also where resize is none.
+
+    As large as DreamOmni2's VLM was tuned with; smaller for one taught at an area of `side` squared, through
+    the same bucket: Reference Images has mostly brought it there already, and training does too.
+    """
+    height, width = image.shape[1:3]
+    bucket = resize_pictures(image, *kontext_bucket(width, height))
+    return resize_pictures(bucket, *shown_size(width, height, side))

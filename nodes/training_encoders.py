@@ -169,8 +169,9 @@ class RewrittenPrompts:
 
     def __init__(self, inner: PromptEncoder, vlm: Any, mode: str = "edit") -> None:
         self.inner, self.vlm, self.mode = inner, vlm, mode
-        # `in_bucket`: entries of before were made of pictures in the LoRA's sizes.
-        self.identity = content_key("rewritten", "in_bucket", vlm.identity, mode, inner.identity)
+        # The side: entries of before were made of pictures in other sizes.
+        seen = f"side {vlm.picture_side}"
+        self.identity = content_key("rewritten", seen, vlm.identity, mode, inner.identity)
 
     def for_mode(self, mode: str) -> RewrittenPrompts:
         """The same for samples of another kind."""
@@ -181,7 +182,7 @@ class RewrittenPrompts:
         if not prompt.strip() or not images:
             return self.inner(prompt, [])
         request = rewrite_request(prompt, self.mode)
-        seen = [in_bucket(image_of(image)) for image in images]
+        seen = [in_bucket(image_of(image), self.vlm.picture_side) for image in images]
         reply = self.vlm.generate_text(
             request, seen, DEFAULT_MAX_NEW_TOKENS, lambda stream: check_cancelled()
         )

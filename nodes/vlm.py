@@ -287,7 +287,7 @@ def ask_vlm(
     request = RewriteRequest(
         instruction=instruction,
         task=references.task.value,
-        images=[in_bucket(image[:1]) for image in references.images],
+        images=[in_bucket(image[:1], vlm.picture_side) for image in references.images],
         content_key=references.content_key(),
         max_new_tokens=max_new_tokens,
     )

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..dit.sizes import DEFAULT_SIZE, kontext_bucket
+from ..dit.sizes import DEFAULT_SIZE, kontext_bucket, shown_size
 from .answers import lesson
 from .cache import TensorCache, content_key, encoded_picture_key, prompt_key
 from .config import RunConfig
@@ -181,6 +181,8 @@ class Encoding:
 
     def bucket(self, image: Image.Image, resolution: int) -> tuple[int, int]:
         """(width, height) that a picture is encoded at."""
+        if self.plan.asked_sizes:
+            return shown_size(*image.size, resolution)
         if self.plan.kontext_sizes and resolution == DEFAULT_SIZE[0]:
             return kontext_bucket(*image.size)
         return bucket_size(*image.size, resolution, self.plan.size_multiple)
@@ -199,7 +201,9 @@ class Encoding:
         """Encode one sample; what the cache holds already is not encoded again."""
         target_size, sizes = self.sizes(sample)
         pictures = [*([sample.source] if sample.source else []), *sample.references]
-        references = [resized(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
+        # A translator's are small copies of Kontext's in use: to the pixel the same while it is taught.
+        large = [resized(p, kontext_bucket(*p.size)) for p in pictures] if self.plan.asked_sizes else pictures
+        references = [resized(picture, size) for picture, size in zip(large, sizes, strict=True)]
         target, shape = self.picture(resized(sample.target, target_size), sample.id)
         encoded = [self.picture(picture, sample.id) for picture in references]
         seen = pictures if self.plan.prompt_sees_originals else references

@@ -208,7 +208,7 @@ def translator_plan(preset: str) -> Overrides | None:
 
 
 def translator_run(lora: RunConfig, folder: str, chosen: Overrides, steps: int) -> RunConfig:
-    """The first half of a joint run: the VLM in `folder` sees the pictures at the LoRA's own sizes.
+    """The first half of a joint run: the VLM in `folder` sees pictures as large as the LoRA does.
 
     arXiv 2510.06679, table 4: translator and LoRA trained for each other beat either alone. The base of both
     halves is held in the same precision (chosen).

@@ -13,6 +13,7 @@ from pack.dit.sizes import (
     pad_to_token,
     published_target_size,
     resize_pictures,
+    shown_size,
 )
 from PIL import Image
 
@@ -37,6 +38,15 @@ def test_seventeen_buckets_closed_under_transposing() -> None:
 )
 def test_bucket_of_a_size(size: tuple[int, int], bucket: tuple[int, int]) -> None:
     assert kontext_bucket(*size) == bucket
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1920, 1080), (7, 900)])
+def test_a_translator_is_shown_the_bucket_at_the_area_it_was_taught_with(size: tuple[int, int]) -> None:
+    bucket = kontext_bucket(*size)
+    assert shown_size(*size, 1024) == shown_size(*size, 2048) == bucket, "never larger than the bucket"
+    assert shown_size(*size, 512) == (bucket[0] // 2, bucket[1] // 2)
+    assert min(shown_size(*size, 1)) == 1
+    assert all(shown_size(*bucket, side) == shown_size(*size, side) for side in (64, 500, 1024))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,30 @@ def test_missing_files_are_named_all_at_once(folder: Path, gone: list[str], name
         open_vlm_folder(folder)
 
 
+def test_a_taught_translator_tells_the_size_of_the_pictures_it_knows(folder: Path) -> None:
+    def side_of(stages: list[int], references: int = 0, family: str = "vlm") -> int:
+        recipe = {
+            "stages": [{"resolution": side} for side in stages],
+            "reference_resolution": references,
+        }
+        facts = {"dreamomni.family": family, "dreamomni.recipe": json.dumps(recipe)}
+        (folder / "dreamomni.json").write_text(json.dumps(facts))
+        return open_vlm_folder(folder).picture_side
+
+    assert open_vlm_folder(folder).picture_side == 1024
+    assert (side_of([512]), side_of([64, 128]), side_of([768], 256), side_of([256], 512)) == (
+        512,
+        128,
+        256,
+        256,
+    )
+    assert side_of([512], family="dreamomni") == 1024
+    for damaged in ("{", "[]", '{"dreamomni.family": "vlm"}'):
+        (folder / "dreamomni.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"dreamomni.json does not tell at which size .* or remove it"):
+            open_vlm_folder(folder)
+
+
 def test_a_model_one_level_deeper_is_found_by_the_message(folder: Path) -> None:
     repository = folder.parent / "DreamOmni2"
     repository.mkdir()

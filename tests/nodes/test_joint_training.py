@@ -30,16 +30,10 @@ def described_pairs(folder: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The joint preset with a rate and length at which a tiny random VLM learns two answers by heart.
-
-    It knows them for pictures of the size it was taught with, so it is asked about the same: it would take a
-    real VLM to know them again at a megapixel.
-    """
-    from pack.nodes import pictures
+    """The joint preset with a rate and length at which a tiny random VLM learns two answers by heart."""
     from pack.training import presets
     from pack.training.config import OutputConfig
 
-    monkeypatch.setattr(pictures, "kontext_bucket", lambda width, height: (width, height))
     silent = OutputConfig(checkpoint_every=1000, sample_every=0)
     monkeypatch.setattr(presets, "output_for", lambda steps: silent)
     lesson = presets.Overrides(steps=48, learning_rate=0.02, rank=16, gradient_accumulation=2)
@@ -78,6 +72,7 @@ def test_the_lora_is_trained_on_the_answers_of_the_translator_taught_on_the_same
 ) -> None:
     from pack.model_loaders.lora_check import bare_kontext, unmatched_keys
     from pack.model_loaders.vlm import load_vlm
+    from pack.nodes.pictures import image_of, in_bucket
     from pack.training.cache import TensorCache
     from pack.training.encode import read_manifest
     from pack.training.metrics import read_metrics
@@ -88,7 +83,8 @@ def test_the_lora_is_trained_on_the_answers_of_the_translator_taught_on_the_same
 
     taught = load_vlm(models_dir / "vlm" / "both-translator", "fp32")
     sample = dataset[0]
-    pictures = [sample.source, *sample.references]
+    pictures = [in_bucket(image_of(image), 64) for image in (sample.source, *sample.references)]
+    assert taught.picture_side == 64 and start.picture_side == 1024
     reply = taught.generate_text("do 0 It is editing task.", pictures, 32).text
     assert parse_reply(reply) == f"do 0 {DESCRIPTION}"
     assert start.generate_text("do 0 It is editing task.", pictures, 32).text != reply
@@ -145,7 +141,7 @@ def test_a_translator_that_answers_without_tags_is_named_with_its_request() -> N
     from pack.vlm.reply import ReplyFormatError
 
     class Chatty:
-        identity = "chatty"
+        identity, picture_side = "chatty", 1024
 
         def generate_text(self, *request: Any) -> Reply:
             return Reply(text="Sure, a picture!", num_tokens=4, complete=True)

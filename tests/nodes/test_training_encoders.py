@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +81,8 @@ class WatchingTranslator:
 
     identity = "watching"
 
-    def __init__(self) -> None:
+    def __init__(self, picture_side: int = 1024) -> None:
+        self.picture_side = picture_side
         self.shown: list[list[torch.Tensor]] = []
 
     def generate_text(self, text: str, images: Sequence[torch.Tensor], *rest: Any) -> Any:
@@ -92,53 +96,115 @@ def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
+class OneSample:
+    """A dataset of one edit with a reference."""
+
+    def __init__(self) -> None:
+        from pack.training.dataset import EditSample
+
+        self.sample = EditSample(
+            source=noise_picture(160, 96, 1),
+            references=(noise_picture(48, 96, 2),),
+            instruction=INSTRUCTION,
+            task="add",
+            target=noise_picture(160, 96, 3),
+            mask=None,
+            id="0",
+        )
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        return self.sample
+
+    def record(self, index: int) -> Any:
+        return self.sample
+
+    def asked(self, resize: str) -> Any:
+        """Its pictures as Reference Images hands them to Rewrite Prompt."""
+        from pack.dit.references import ResizeRule, Task, build_references
+        from pack.nodes.pictures import image_of
+
+        pictures = [image_of(picture) for picture in (self.sample.source, *self.sample.references)]
+        return build_references(Task.EDIT, ResizeRule(resize), pictures)
+
+
+class ReadyError(Exception):
+    """What the VLM is about to read."""
+
+
 @pytest.mark.parametrize("resize", ["kontext", "none"])
-def test_a_loras_translator_is_shown_what_rewrite_prompt_shows_it(
-    output_dir: Path, monkeypatch: pytest.MonkeyPatch, resize: str
+@pytest.mark.parametrize(("side", "references"), [(64, 0), (512, 0), (96, 80), (1024, 0), (2048, 0)])
+def test_a_taught_translator_reads_in_use_what_it_was_taught_with(
+    output_dir: Path,
+    tmp_path: Path,
+    vlm_folder: Callable[[str], Path],
+    side: int,
+    references: int,
+    resize: str,
 ) -> None:
-    from pack.dit.references import ResizeRule, Task, build_references
+    """The same tokens, picture grid and pixels, from the dataset's pictures and from a graph's."""
+    from pack.model_loaders.vlm import load_vlm
     from pack.nodes import vlm as nodes
-    from pack.nodes.pictures import image_of
+    from pack.nodes.training_job import make_job
+    from pack.training.cache import TensorCache
+    from pack.training.encode import read_manifest
+    from pack.training.export import public_recipe
+    from pack.training.presets import Overrides, vlm_run
+
+    folder, data = vlm_folder("qwen2_5_vl"), OneSample()
+    chosen = Overrides(resolution=side)
+    config = vlm_run(name="x", folder=str(folder), chosen=chosen, full=False, seed=0)
+    config = dataclasses.replace(config, reference_resolution=references)
+    job = make_job(config, data, vlm=load_vlm(folder, "fp32"))
+    job.place.cache.mkdir(parents=True)
+    job.encode(config)
+    (entry,) = read_manifest(job.place.manifest(side))
+    taught = TensorCache(job.place.cache).read(entry.prompts["full"])
+
+    shutil.copytree(folder, tmp_path / "taught")
+    facts = {"dreamomni.family": "vlm", "dreamomni.recipe": json.dumps(public_recipe(config))}
+    (tmp_path / "taught" / "dreamomni.json").write_text(json.dumps(facts))
+    vlm = load_vlm(tmp_path / "taught", "fp32")
+
+    def ready(request: dict[str, torch.Tensor], new_tokens: int) -> None:
+        raise ReadyError(request)
+
+    vlm.make_ready = ready
+    with pytest.raises(ReadyError) as stopped:
+        nodes.ask_vlm(nodes.RewritePrompt, vlm, data.asked(resize), INSTRUCTION, 64)
+    (asked,) = stopped.value.args
+    assert len(taught["image_grid_thw"]) == 2
+    for name in ("image_grid_thw", "pixel_values"):
+        assert torch.equal(taught[name], asked[name]), name
+    length = asked["input_ids"].shape[1]
+    assert torch.equal(taught["input_ids"][:length], asked["input_ids"][0])
+
+
+@pytest.mark.parametrize("resize", ["kontext", "none"])
+@pytest.mark.parametrize("side", [1024, 512])
+def test_a_loras_translator_is_shown_what_rewrite_prompt_shows_it(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch, resize: str, side: int
+) -> None:
+    from pack.nodes import vlm as nodes
     from pack.nodes.training_job import make_job
     from pack.training.config import RunConfig, StageConfig
-    from pack.training.dataset import EditSample
     from pack.vlm.rewrite import ReplyCache
 
-    sample = EditSample(
-        source=noise_picture(160, 96, 1),
-        references=(noise_picture(48, 96, 2),),
-        instruction=INSTRUCTION,
-        task="add",
-        target=noise_picture(160, 96, 3),
-        mask=None,
-        id="0",
-    )
-
-    class OneSample:
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int) -> EditSample:
-            return sample
-
-        def record(self, index: int) -> EditSample:
-            return sample
-
-    vlm = WatchingTranslator()
+    vlm, data = WatchingTranslator(side), OneSample()
     stages = tuple(StageConfig(resolution=side) for side in (64, 96))
     config = RunConfig(name="x", family="kontext", task="edit", stages=stages, reference_resolution=64)
-    job = make_job(config, OneSample(), clip=ToyClip(), vae=ToyVae(), vlm=vlm)
+    job = make_job(config, data, clip=ToyClip(), vae=ToyVae(), vlm=vlm)
     job.place.cache.mkdir(parents=True)
     job.encode(config)
     assert len(vlm.shown) == 1, "an answer holds for every size that the LoRA is trained at"
 
     monkeypatch.setattr(nodes, "REPLIES", ReplyCache())
-    pictures = [image_of(picture) for picture in (sample.source, *sample.references)]
-    nodes.ask_vlm(
-        nodes.RewritePrompt, vlm, build_references(Task.EDIT, ResizeRule(resize), pictures), INSTRUCTION, 64
-    )
+    nodes.ask_vlm(nodes.RewritePrompt, vlm, data.asked(resize), INSTRUCTION, 64)
     trained, asked = vlm.shown
-    assert [tuple(image.shape[1:3]) for image in trained] == [(800, 1328), (1456, 720)]
+    sizes = {1024: [(800, 1328), (1456, 720)], 512: [(400, 664), (728, 360)]}
+    assert [tuple(image.shape[1:3]) for image in trained] == sizes[side]
     assert same(trained, asked)
 
 
@@ -147,5 +213,7 @@ def test_answers_about_pictures_of_other_sizes_are_not_found_again() -> None:
     from pack.training.cache import content_key
 
     inner = ClipPrompts(ToyClip())
-    before = content_key("rewritten", "watching", "edit", inner.identity)
-    assert RewrittenPrompts(inner, WatchingTranslator()).identity != before
+    known = {RewrittenPrompts(inner, WatchingTranslator(side)).identity for side in (1024, 512)}
+    for marks in (["rewritten"], ["rewritten", "in_bucket"]):  # of earlier versions
+        known.add(content_key(*marks, "watching", "edit", inner.identity))
+    assert len(known) == 4

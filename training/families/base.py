@@ -47,6 +47,8 @@ class EncodePlan:
     """Every picture's sides are multiples of this many pixels."""
     kontext_sizes: bool = False
     """At 1024 pixels every picture takes one of Kontext's sizes, as Reference Images gives them."""
+    asked_sizes: bool = False
+    """Every picture takes the size in which the translator is asked about it, by way of Kontext's."""
     prompt_sees_images: bool = False
     """The prompt's encoding depends on the references (a VLM, image slots)."""
     prompt_sees_originals: bool = False

@@ -32,9 +32,9 @@ class VlmFamily(Family):
     lora_prefix = ""
 
     def encode_plan(self, config: RunConfig) -> EncodePlan:
-        """Requests and answers as tokens; no latents. At 1024 px the pictures are those it is asked about."""
+        """Requests and answers as tokens; no latents. The pictures are those it is asked about later."""
         return EncodePlan(
-            image_encoding="none", prompt_encoding="answers", kontext_sizes=True, prompt_sees_images=True
+            image_encoding="none", prompt_encoding="answers", asked_sizes=True, prompt_sees_images=True
         )
 
     def load_network(self, config: RunConfig, device: torch.device) -> nn.Module:
