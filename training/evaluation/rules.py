@@ -136,7 +136,9 @@ class Judge:
         quadrant = worst_quadrant(error)
         inside = float(error[changed].mean()) if changed.any() else 0.0
         kept = psnr(result, target, outside)
-        alone = worst_window(error, outside | empty_inside(case, changed)) < limits.window
+        # A rim of one pixel is left out: a line around what changed is softness, not an object.
+        plain = ~grown(~outside, 1) | empty_inside(case, changed)
+        alone = worst_window(error, plain) < limits.window
         rules = [quadrant < limits.quadrant, inside < limits.changed, kept >= limits.outside_psnr and alone]
         faults = tuple(self.faults(case, result, outside)) if all(rules) else ("not read",)
         return Verdict(

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 from pack.training.evaluation.cases import Case, held_out_cases
+from pack.training.evaluation.frames import with_rim
 from pack.training.evaluation.readout import with_object
-from pack.training.evaluation.rules import Judge
+from pack.training.evaluation.rules import Judge, changed_pixels
 from pack.training.evaluation.run import EDIT_TASKS
 from pack.training.evaluation.surroundings import worst_window
 from pack.training.recipes.small import SmallRecipe
@@ -37,7 +38,8 @@ def with_one_more(case: Case, number: int) -> Scene | None:
     others = [*plan.target.objects, *(plan.source.objects if plan.source is not None else ())]
     for x, y in dice.shuffled(PLACES):
         item = shop.kept_inside(SceneObject(key=999, sprite=sprite, x=x, y=y, scale=RECIPE.sizes[0]))
-        if shop.is_free(item, others):
+        footprint = case.synthesizer.renderer.footprint(item, plan.target.style, with_shadow=False)
+        if shop.is_free(item, others) and not (footprint & with_rim(case, changed_pixels(case))).any():
             return dataclasses.replace(plan.target, objects=(*plan.target.objects, item))
     return None
 
