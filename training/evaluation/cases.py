@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..synthesis.config import SynthesisConfig
+from ..synthesis.generate import VERSION
 from ..synthesis.plan import Plan
 from ..synthesis.samples import Sample, Synthesizer
 from ..synthesis.split import scene_key
@@ -61,6 +63,18 @@ def recipe_for_group(config: SynthesisConfig, task: str, group: str) -> Synthesi
     return dataclasses.replace(
         config, tasks=((task, 1.0),), objects=objects, single_share=single, split="test", seed=CASE_SEED
     )
+
+
+def cases_fingerprint(config: SynthesisConfig) -> str:
+    """A hash of all that decides what the cases of a recipe show; recipes with the same cases share it.
+
+    Stickers and photos count by their names and sizes, wherever their folder lies.
+    """
+    # Any task and group will do: what they set is no part of the recipe then, nor are seed and split.
+    recipe = recipe_for_group(config, "remove", "several")
+    material = Synthesizer(recipe).library.fingerprint()
+    recipe = dataclasses.replace(recipe, stickers_folder=None, backgrounds_folder=None)
+    return hashlib.sha256(f"{VERSION} {recipe.fingerprint()} {material}".encode()).hexdigest()
 
 
 def held_out_cases(

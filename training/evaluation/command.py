@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..synthesis.config import MIN_SIDE, SynthesisConfig, recipe_for
-from .cases import CASES_PER_GROUP, held_out_cases
-from .exchange import answers_from, write_cases
+from .cases import CASES_PER_GROUP, cases_fingerprint, held_out_cases
+from .exchange import ASKED_FILE, Asked, answer_the_same_cases, answers_from, write_cases
 from .report import require_distinct, rule_table
 from .run import EDIT_TASKS, STICKER_TASKS, Evaluation, Outcome, evaluate, groups
 
@@ -62,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
-        help="folder with <case id>.png; may be given several times",
+        help="folder with <case id>.png, in the folder of the cases or with a copy of its "
+        f"{ASKED_FILE}; may be given several times",
     )
     made.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables and contact sheets")
     return made
@@ -132,6 +133,25 @@ def heading_of(options: argparse.Namespace, config: SynthesisConfig) -> str:
     return ", ".join(parts) + "; right answers with 95 % Wilson intervals."
 
 
+def asked_by(options: argparse.Namespace, config: SynthesisConfig) -> Asked:
+    """Which cases the options ask for."""
+    words = [folder.resolve().name for folder in options.models] or [f"--size {options.size}"]
+    if options.stickers:
+        words.append(f"--stickers {options.stickers.resolve().name}")
+    return Asked(recipe=cases_fingerprint(config), options=" ".join(words))
+
+
+def doubts(folders: Sequence[Path], judged: Asked) -> str:
+    """A paragraph on the answers that do not say which cases they are to; ValueError for those to others."""
+    silent = [folder.name for folder in folders if not answer_the_same_cases(folder, judged)]
+    if not silent:
+        return ""
+    return (
+        f"\n\nTaken for answers to the cases of {judged}, which is not certain: {', '.join(silent)}. "
+        f"No {ASKED_FILE} lies there or in the folder above; copy it from the folder of the cases."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the options say; the exit code."""
     options = parser().parse_args(arguments)
@@ -146,14 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tasks=tuple(options.tasks or (STICKER_TASKS if options.stickers else EDIT_TASKS)),
             cases_per_group=options.cases,
         )
+        asked = asked_by(options, config)
         if options.write_cases:
-            asked = (
+            cases = (
                 case
                 for task, group in groups(evaluation)
                 for case in held_out_cases(evaluation.config, task, group, evaluation.cases_per_group)
             )
-            sys.stdout.write(f"{write_cases(options.write_cases, asked)} cases in {options.write_cases}\n")
+            count = write_cases(options.write_cases, cases, asked)
+            sys.stdout.write(f"{count} cases in {options.write_cases}\n")
             return 0
+        heading = heading_of(options, config) + doubts(options.answers, asked)
         editors = {} if models is None else dict(models.editors)
         require_distinct([*editors, *(folder.name for folder in options.answers)])
         editors |= {folder.name: answers_from(folder) for folder in options.answers}
@@ -161,7 +184,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             make_folder(options.out)  # before the judging, which would be in vain
         outcome = evaluate(editors, evaluation, show_progress)
         sys.stderr.write("\n")
-        heading = heading_of(options, evaluation.config)
         sys.stdout.write(f"{heading}\n\n{outcome.table}\n")
         if options.out:
             save(outcome, options.out, heading)

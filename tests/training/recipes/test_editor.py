@@ -9,6 +9,7 @@ import pytest
 import torch
 from pack.training.adapters import lora_parameters
 from pack.training.config_json import to_json
+from pack.training.dataset import open_dataset
 from pack.training.evaluation import command as evaluation_command
 from pack.training.evaluation.cases import held_out_cases
 from pack.training.families import load_family
@@ -95,6 +96,20 @@ def test_the_command_prints_the_judges_table(tiny_model: Path, tmp_path: Path, c
     assert "edit a random object" in table and "| remove |" in table
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"table.md", "verdicts.json", "remove-one.png", "remove-several.png"}
+
+
+def test_a_models_cases_are_not_those_of_its_size(tiny_model: Path, tmp_path: Path, capsys) -> None:
+    cases, asked = tmp_path / "cases", ["--cases", "1", "--tasks", "remove"]
+    assert evaluation_command.main([*asked, "--size", "32", "--write-cases", str(cases)]) == 0
+    answers = cases / "mine"
+    answers.mkdir()
+    for sample in open_dataset(cases):
+        sample.target.save(answers / f"{sample.id}.png")
+    judge = [str(tiny_model), *asked, "--steps", "1", "--answers", str(answers)]
+    assert evaluation_command.main(judge) == 1
+    told = capsys.readouterr().err
+    assert "to the cases of `dev.py evaluate --size 32` (recipe" in told
+    assert "those of `dev.py evaluate small` (recipe" in told
 
 
 def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path, capsys) -> None:
