@@ -80,6 +80,12 @@ def seen_scenes(recipe: SmallRecipe) -> np.ndarray:
     return np.unique(np.concatenate(parts))
 
 
+def is_among(number: int, numbers: np.ndarray) -> bool:
+    """Whether sorted numbers hold one."""
+    place = int(np.searchsorted(numbers, np.uint64(number)))
+    return place < len(numbers) and int(numbers[place]) == number
+
+
 def judged_cases(recipe: SmallRecipe, group: str, count: int, tasks: Sequence[str]) -> Iterator[Case]:
     """The cases that the judge asks, of one group."""
     for task in tasks:
@@ -109,8 +115,8 @@ def tables(model: Path | None = None) -> list[Table]:
     for group in GROUPS:
         found: dict[str, list[tuple[bool, bool]]] = {task: [] for task in tasks}
         for case in judged_cases(recipe, group, count, tasks):
-            alone = np.array(scenes_of(case.sample.plan), dtype=np.uint64)
-            found[case.task].append((bool(verdicts[case.id]), not np.isin(alone, seen).any()))
+            is_new = not any(is_among(number, seen) for number in scenes_of(case.sample.plan))
+            found[case.task].append((bool(verdicts[case.id]), is_new))
         rows += [row(group, task, pairs) for task, pairs in found.items()]
         rows.append(row(group, "all", [pair for pairs in found.values() for pair in pairs]))
     return [
