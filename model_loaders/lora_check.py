@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import comfy.lora
 import comfy.model_detection
@@ -23,6 +24,14 @@ from .weight_files import read_shapes, read_weights
 META = torch.device("meta")
 
 
+def bare(config: Any, weights: dict[str, Tensor]) -> Any:
+    """ComfyUI's model of a configuration on the meta device, in torch's own layers."""
+    config.set_inference_dtype(torch.bfloat16, None)
+    # Newer ComfyUI's layers may have no weights, and so no names, before a file is loaded into them.
+    config.custom_operations = torch.nn
+    return config.get_model(weights, "", device=META)
+
+
 def bare_kontext(files: Sequence[Path]) -> Any:
     """ComfyUI's model of a Kontext file or its shards, on the meta device: names and sizes, no weights."""
     shapes = read_shapes(list(files))
@@ -34,23 +43,20 @@ def bare_kontext(files: Sequence[Path]) -> Any:
     weights = to_bfl_layout(weights, shape, prefix, {})
     config = comfy.model_detection.model_config_from_unet(weights, "")
     config.unet_config |= {"num_heads": shape.num_heads, "axes_dim": list(shape.axes_dim)}
-    config.set_inference_dtype(torch.bfloat16, None)
-    return config.get_model(weights, "", device=META)
+    return bare(config, weights)
 
 
 def bare_omnigen(base: Path) -> Any:
     """The MODEL of an OmniGen folder, or of a file in one, on the meta device."""
     network = read_config(find_files(base if base.is_dir() else base.parent).config)
     config = OmniGenModelConfig({"config": network, "image_model": "omnigen"})
-    config.set_inference_dtype(torch.bfloat16, None)
-    return config.get_model({}, device=META)
+    return bare(config, {})
 
 
 def bare_dreamomni(base: Path) -> Any:
     """The MODEL of a DreamOmni folder on the meta device."""
     config = DreamOmniModelConfig(read_index(base).network)
-    config.set_inference_dtype(torch.bfloat16, None)
-    return config.get_model({}, device=META)
+    return bare(config, {})
 
 
 BARE_MODELS: dict[str, Callable[[Path, Sequence[Path]], Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,21 @@ from tiny_omnigen import tiny_config, write_official
 pytestmark = pytest.mark.host
 
 CPU = torch.device("cpu")
+
+
+class LazyOperations:
+    """Layers as ComfyUI's are with dynamic memory: no weights before a file is loaded into them."""
+
+    def __getattr__(self, kind: str) -> Any:
+        import comfy.ops
+
+        def empty(*args: Any, **kwargs: Any) -> torch.nn.Module:
+            layer = getattr(comfy.ops.disable_weight_init, kind)(*args, **kwargs)
+            for name, _ in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, None)
+            return layer
+
+        return empty
 
 
 @pytest.fixture(params=["kontext", "shards", "omnigen", "dreamomni"])
@@ -70,6 +86,28 @@ def test_every_module_becomes_the_patch_that_was_trained(config: RunConfig, tmp_
             [(1.0, patches[place], 1.0, None, None)], torch.zeros_like(trained), name
         )
         torch.testing.assert_close(got, trained, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["stand-in", "host"])
+def test_layers_without_weights_have_their_names(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """As on NVIDIA cards with ComfyUI's dynamic memory."""
+    from pack.model_loaders.lora_check import unmatched_keys
+    from pack.nodes.training_bases import bare_model
+
+    import comfy.ops
+
+    _, lora = saved(config, tmp_path)
+    # Only while it is built: without a card the rest of dynamic memory is not there.
+    with monkeypatch.context() as built:
+        if how == "stand-in":
+            built.setattr(comfy.ops, "pick_operations", lambda *_, **__: LazyOperations())
+        else:
+            memory = pytest.importorskip("comfy.memory_management", reason="no dynamic memory here")
+            built.setattr(memory, "aimdo_enabled", True)
+        model = bare_model(config)
+    assert unmatched_keys(lora, model) == []
 
 
 def test_a_foreign_key_is_refused_with_its_name_and_what_to_do(config: RunConfig, tmp_path: Path) -> None:
