@@ -150,7 +150,7 @@ def memory_at_once(path: Path) -> Table:
     """Peak of the weights ComfyUI counts as loaded: VLM, then image model, on a card too small for both."""
     mm.unload_all_models()
     vlm = opened(path, CARD)
-    size = vlm.patcher.model_size()
+    size = vlm.model_patcher.model_size()
     other = ModelPatcher(torch.nn.Linear(4096, size // 4 // 4096, bias=False), CARD, CPU)
     capacity, free_memory = mm.minimum_inference_memory() + int(1.5 * size), mm.get_free_memory
     peaks = []

@@ -78,7 +78,7 @@ class FeatureCache(OwnedCache[VLMFeatures]):
 
     def get(self, vlm: LoadedVLM, request: dict[str, Tensor], layer: int = DEFAULT_LAYER) -> VLMFeatures:
         """The features of one request, evaluated if they are not kept."""
-        key = (vlm.identity, weights_state(vlm.patcher), request_key(request), layer)
+        key = (vlm.identity, weights_state(vlm.model_patcher), request_key(request), layer)
         return self.find(vlm, key, lambda: vlm.features_of(request, layer))
 
 
@@ -95,7 +95,7 @@ class PictureCache(OwnedCache[PictureTokens]):
             made = compute()
             return replace(made, tokens=made.tokens.to(intermediate_device()))
 
-        key = (vlm.identity, weights_state(vlm.patcher), request_key(pixels))
+        key = (vlm.identity, weights_state(vlm.model_patcher), request_key(pixels))
         return self.find(vlm, key, computed)
 
 

@@ -95,8 +95,13 @@ class LoadedVLM:
         kind = getattr(transformers, self.folder.class_names[1])
         return kind.from_pretrained(self.folder.path, local_files_only=True, trust_remote_code=False)
 
+    @property
+    def patcher(self) -> comfy.model_patcher.ModelPatcher | None:
+        """What ComfyUI looks for on every wire: the network in its care, None before the weights are read."""
+        return vars(self).get("model_patcher")
+
     @cached_property
-    def patcher(self) -> comfy.model_patcher.ModelPatcher:
+    def model_patcher(self) -> comfy.model_patcher.ModelPatcher:
         """The network in ComfyUI's care; reads the weights on first use."""
         network = read_network(self.folder, self.precision, self.load_device)
         return comfy.model_patcher.ModelPatcher(
@@ -106,7 +111,7 @@ class LoadedVLM:
     @property
     def network(self) -> Any:
         """The transformers model, wherever its weights lie."""
-        return self.patcher.model.network
+        return self.model_patcher.model.network
 
     def generate_text(
         self,
@@ -171,7 +176,7 @@ class LoadedVLM:
             new_tokens=new_tokens,
             itemsize=self.precision.compute.itemsize,
         )
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        comfy.model_management.load_models_gpu([self.model_patcher], memory_required=needed)
         move_buffers(self.network, self.load_device)
         accepted = inputs.accepted_inputs(self.network, request)
         return {name: value.to(self.load_device) for name, value in accepted.items()}

@@ -105,20 +105,20 @@ def test_the_token_limit_holds_for_what_is_kept_too(vlm: Any) -> None:
 def test_a_patch_of_the_weights_is_never_stale(vlm: Any) -> None:
     before, _ = encoded(vlm)
     name = "network.model.language_model.layers.1.mlp.down_proj.weight"
-    change = torch.randn_like(dict(vlm.patcher.model.named_parameters())[name])
-    assert vlm.patcher.add_patches({name: ("diff", (change,))}) == [name]
+    change = torch.randn_like(dict(vlm.model_patcher.model.named_parameters())[name])
+    assert vlm.model_patcher.add_patches({name: ("diff", (change,))}) == [name]
     patched, _ = encoded(vlm)
     assert float((patched - before).abs().max()) > 1e-2
-    vlm.patcher.unpatch_model()
+    vlm.model_patcher.unpatch_model()
 
 
 def test_a_replaced_part_of_the_network_is_never_stale(vlm: Any) -> None:
     calls = evaluations(vlm)
     encoded(vlm)
-    vlm.patcher.add_object_patch("network.model.language_model.norm", torch.nn.Identity())
+    vlm.model_patcher.add_object_patch("network.model.language_model.norm", torch.nn.Identity())
     encoded(vlm)
     assert len(calls) == 2
-    vlm.patcher.unpatch_model()
+    vlm.model_patcher.unpatch_model()
 
 
 def test_another_precision_or_file_is_evaluated_by_itself(vlm: Any, vlm_folder: Any, tmp_path: Any) -> None:

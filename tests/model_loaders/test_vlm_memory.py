@@ -56,7 +56,7 @@ def load(vlm_folder, device: torch.device = CPU):
 def test_partly_offloaded_runs_give_the_same_numbers(vlm_folder, unloaded, share: float) -> None:
     vlm = load(vlm_folder)
     whole = vlm.hidden_states("a red bag", [PICTURE])
-    patcher, size = vlm.patcher, vlm.patcher.model_size()
+    patcher, size = vlm.model_patcher, vlm.model_patcher.model_size()
     assert patcher.loaded_size() == size
     patcher.detach()
     assert patcher.loaded_size() == 0
@@ -87,7 +87,7 @@ def test_vlm_then_another_model_needs_the_larger_not_the_sum(vlm_folder, unloade
     from comfy.model_patcher import ModelPatcher
 
     vlm = load(vlm_folder, CARD)
-    size = vlm.patcher.model_size()
+    size = vlm.model_patcher.model_size()
     other = ModelPatcher(torch.nn.Linear(2048, size // 4 // 2048, bias=False), CARD, CPU)
     capacity = mm.minimum_inference_memory() + int(1.5 * size)
     peak = 0
@@ -95,10 +95,10 @@ def test_vlm_then_another_model_needs_the_larger_not_the_sum(vlm_folder, unloade
     set_capacity(monkeypatch, capacity)
     vlm.generate_text("hello", [PICTURE], 2)
     peak = max(peak, loaded())
-    assert vlm.patcher.loaded_size() == size
+    assert vlm.model_patcher.loaded_size() == size
     mm.load_models_gpu([other])
     peak = max(peak, loaded())
-    assert vlm.patcher.loaded_size() == 0
+    assert vlm.model_patcher.loaded_size() == 0
     assert peak == max(size, other.model_size()) < size + other.model_size()
 
 
@@ -107,15 +107,15 @@ def test_a_card_too_small_for_it_keeps_a_part(vlm_folder, unloaded, monkeypatch)
     vlm = load(vlm_folder, CARD)
     expected = vlm.generate_text("hello", [PICTURE], 4)
     unload_everything()
-    size = vlm.patcher.model_size()
+    size = vlm.model_patcher.model_size()
     budget = mm.minimum_inference_memory() + size // 2
     set_capacity(monkeypatch, budget)
     monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)
     monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
     monkeypatch.setattr(mm, "lowvram_available", True)
     found = vlm.generate_text("hello", [PICTURE], 4)
-    assert 0 < vlm.patcher.loaded_size() <= size // 2
-    assert vlm.patcher.model.model_lowvram
+    assert 0 < vlm.model_patcher.loaded_size() <= size // 2
+    assert vlm.model_patcher.model.model_lowvram
     assert found == expected
 
 
@@ -123,8 +123,22 @@ def test_unloading_frees_it_and_it_comes_back(vlm_folder, unloaded) -> None:
     vlm = load(vlm_folder)
     first = vlm.generate_text("hello", [PICTURE], 3)
     mm.unload_all_models()
-    assert vlm.patcher.loaded_size() == 0
+    assert vlm.model_patcher.loaded_size() == 0
     assert vlm.generate_text("hello", [PICTURE], 3) == first
+
+
+def test_what_comfyui_asks_of_a_wire_does_not_read_the_weights(vlm_folder, unloaded, monkeypatch) -> None:
+    """Newer hosts look for a `patcher` on all that travels, to keep models of the running graph."""
+    from pack.model_loaders import vlm as vlm_module
+
+    from comfy.model_patcher import ModelPatcher
+
+    vlm = load(vlm_folder)
+    with monkeypatch.context() as watched:
+        watched.delattr(vlm_module, "read_network")
+        assert getattr(vlm, "patcher", None) is None
+    vlm.generate_text("hello", [], 1)
+    assert isinstance(vlm.patcher, ModelPatcher)
 
 
 def test_a_dropped_vlm_leaves_memory(vlm_folder, unloaded) -> None:

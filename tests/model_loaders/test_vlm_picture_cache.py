@@ -68,13 +68,13 @@ def test_a_patched_tower_looks_again(vlm: Any) -> None:
     before = vlm.hidden_states("a bag", (ONE,)).tokens
     name = next(
         name
-        for name, _ in vlm.patcher.model.named_parameters()
+        for name, _ in vlm.model_patcher.model.named_parameters()
         if "visual.blocks.0.mlp" in name and name.endswith("weight")
     )
-    change = torch.randn_like(dict(vlm.patcher.model.named_parameters())[name])
-    assert vlm.patcher.add_patches({name: ("diff", (change,))}) == [name]
+    change = torch.randn_like(dict(vlm.model_patcher.model.named_parameters())[name])
+    assert vlm.model_patcher.add_patches({name: ("diff", (change,))}) == [name]
     assert float((vlm.hidden_states("a bag", (ONE,)).tokens - before).abs().max()) > 1e-3
-    vlm.patcher.unpatch_model()
+    vlm.model_patcher.unpatch_model()
 
 
 def test_words_alone_and_a_failure_leave_the_tower_as_it_was(vlm: Any) -> None:

@@ -70,11 +70,11 @@ def test_partly_offloaded_quantised_models_give_the_same_numbers(vlm_folder, pre
     )
     with torch.no_grad():
         wholly = vlm.network(**request).logits
-        vlm.patcher.detach()
-        vlm.patcher.patch_model(device_to=mm.get_torch_device(), lowvram_model_memory=60000)
-        assert vlm.patcher.loaded_size() <= 60000
+        vlm.model_patcher.detach()
+        vlm.model_patcher.patch_model(device_to=mm.get_torch_device(), lowvram_model_memory=60000)
+        assert vlm.model_patcher.loaded_size() <= 60000
         partly = vlm.network(**request).logits
-    vlm.patcher.detach()
+    vlm.model_patcher.detach()
     torch.testing.assert_close(partly, wholly, atol=0, rtol=0)
 
 
