@@ -25,6 +25,7 @@ from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
 from .host_attention import host_attention
+from .out_of_memory import raise_unless_out_of_memory
 from .reference_checks import check_named, check_references
 from .wrapped_call import WrappedCall
 
@@ -114,7 +115,8 @@ class HostNetwork(WrappedCall, OmniGenNetwork):
             return self.velocity(latent, sigma, prefix, attention)
         try:
             return cached_velocity(self, latent, sigma, prefix, use, attention)
-        except comfy.model_management.OOM_EXCEPTION:
+        except RuntimeError as error:
+            raise_unless_out_of_memory(error)
             log.warning("No memory for OmniGen's prefix cache; this step runs without it.")
             self.prefix_cache.clear()
         return self.velocity(latent, sigma, prefix, attention)

@@ -18,6 +18,7 @@ from ..dit.reference_branch import REFERENCE_GUIDANCE, REFERENCE_POOLED, REFEREN
 from ..dit.reference_cache import OVERRIDE, KeptReference, Offset, ReferenceWriter
 from ..dit.stored_tensor import packed_bytes
 from .base_weights import without_patches
+from .out_of_memory import raise_unless_out_of_memory
 from .reference_store import ReferenceKey, ReferenceStore
 from .run_references import Wanted, num_values
 
@@ -69,7 +70,8 @@ class WritingPass:
             entry = None
             try:
                 entry = self.write(latent, item.offset, None, options, target)
-            except management.OOM_EXCEPTION:
+            except RuntimeError as error:
+                raise_unless_out_of_memory(error)
                 target = model.offload_device
             if entry is None:
                 # Not in the handler: the error holds on to what the pass had made.

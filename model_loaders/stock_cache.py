@@ -18,6 +18,7 @@ import comfy.model_management as management
 
 from ..dit.positions import latent_grid
 from ..dit.reference_cache import OVERRIDE, NotNotedError, StepReader, StepRecorder
+from .out_of_memory import raise_unless_out_of_memory
 from .run_references import inference_dtype, num_values
 from .stock_notes import StepNotes, blocks_of, branch_of
 
@@ -97,7 +98,8 @@ class StockCache:
             return executor(*inputs, self.with_references(list(ref_latents), x, options), **more)
         except NotNotedError:
             self.notes.forget(branch_of(options))
-        except management.OOM_EXCEPTION:
+        except RuntimeError as error:
+            raise_unless_out_of_memory(error)
             self.gave_up = True
         # Not in the handlers: the error holds on to what the call had made.
         if self.gave_up:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cached_runs import cached, close, reference, sampled, store
+from full_device import KINDS, full_error
 from tiny_flux import tiny_flux
 
 pytestmark = pytest.mark.host
@@ -137,22 +138,22 @@ def test_8bit_is_smaller_and_near(model: Any) -> None:
     assert float(error) >= 45
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_out_of_memory_while_writing_falls_back_with_a_message(
-    model: Any, monkeypatch: pytest.MonkeyPatch
+    model: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     from pack.model_loaders.reference_cache import attach_reference_cache
     from pack.model_loaders.reference_writing import CacheSettings, WritingPass
 
-    import comfy.model_management
-
     heard: list[str] = []
+    error = full_error(kind, monkeypatch)
     expected = sampled(cached(model), [ONE])
     store(model).entries.clear()
     real = WritingPass.write
 
     def full(self: Any, latent: Any, offset: Any, geometry: Any, options: Any, device: Any = None) -> Any:
         if device is None:
-            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+            raise error
         return real(self, latent, offset, geometry, options, device)
 
     monkeypatch.setattr(WritingPass, "write", full)

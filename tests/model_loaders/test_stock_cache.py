@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cached_runs import reference, sampled
+from full_device import full_error
 from tiny_flux import tiny_conditioning, tiny_flux
 from torch import Tensor
 
@@ -93,21 +94,20 @@ def test_no_references_ask_for_nothing(model: Any) -> None:
     assert shape_with_room(model, (1, 16, 8, 12), 0) == [1, 16, 8, 12]
 
 
-@pytest.mark.parametrize("calls", [0, 2, 6])
+@pytest.mark.parametrize(("calls", "kind"), [(0, "class"), (2, "class"), (6, "class"), (6, "code")])
 def test_out_of_memory_means_full_steps_and_is_told(
-    model: Any, monkeypatch: pytest.MonkeyPatch, calls: int
+    model: Any, monkeypatch: pytest.MonkeyPatch, calls: int, kind: str
 ) -> None:
     """Four attentions note in each full step; the next one finds the memory full."""
     from pack.model_loaders import stock_cache
 
-    import comfy.model_management
-
     real, done, heard = stock_cache.StepRecorder.__call__, [], []
+    error = full_error(kind, monkeypatch)
     noted: list[int] = []
 
     def full(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         if len(done) >= calls:
-            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+            raise error
         done.append(1)
         return real(self, *args, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from full_device import KINDS, full_error
 from tiny_omnigen import tiny_config, write_official
 
 pytestmark = pytest.mark.host
@@ -299,15 +300,17 @@ def test_a_new_seed_pays_for_no_prefix_and_unloading_frees_it(folder):
     assert cache_of(model).num_bytes == 0
 
 
-def test_out_of_memory_while_writing_falls_back(folder, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", KINDS)
+def test_out_of_memory_while_writing_falls_back(folder, monkeypatch, caplog, kind):
     from pack.dit.omnigen import cached
 
+    error = full_error(kind, monkeypatch)
     model, processor = load(folder)
     conds = conditionings(processor)
     plain = run(without_cache(model), conds, noise_of())
 
     def full(*_):
-        raise torch.OutOfMemoryError("full")
+        raise error
 
     monkeypatch.setattr(cached, "write_entry", full)
     with caplog.at_level("WARNING", logger="dreamomni"):
