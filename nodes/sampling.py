@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import comfy.model_sampling
 import comfy.samplers
@@ -57,8 +60,8 @@ class Solver(io.ComfyNode):
     @classmethod
     def execute(cls, solver: str, eta: float = 0.0) -> io.NodeOutput:
         check_solver(solver, eta)
-        options = {"eta": eta} if eta else {}
-        return io.NodeOutput(comfy.samplers.KSAMPLER(SOLVERS[solver], extra_options=options))
+        solve = partial(with_fresh_noise, SOLVERS[solver], eta=eta) if eta else SOLVERS[solver]
+        return io.NodeOutput(comfy.samplers.KSAMPLER(solve))
 
 
 class Schedule(io.ComfyNode):
@@ -118,6 +121,15 @@ class Schedule(io.ComfyNode):
         return io.NodeOutput(make_sigmas(shift, steps, settings, denoise))
 
 
+def with_fresh_noise(
+    solve: Callable[..., Tensor], model: Any, x: Tensor, sigmas: Tensor, **options: Any
+) -> Tensor:
+    """`solve` with fresh noise as strong as the noise the model was trained with."""
+    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
+    # Newer ComfyUI starts from noise of this deviation (HiDream-O1: 8); older ones always from 1.
+    return solve(model, x, sigmas, s_noise=getattr(sampling, "noise_scale", 1.0), **options)
+
+
 def check_solver(solver: str, eta: float) -> None:
     """Raise ValueError for an unknown solver or an eta it cannot use."""
     if solver not in SOLVERS:
@@ -140,7 +152,7 @@ def count_tokens(model: Any, latent: dict | None) -> int:
             f"samples with {type(sampling).__name__}. Use ComfyUI's BasicScheduler for it."
         )
     samples = latent.get("samples") if latent else None
-    if samples is None or not isinstance(samples, torch.Tensor) or samples.ndim < 4:
+    if samples is None or not isinstance(samples, Tensor) or samples.ndim < 4:
         raise ValueError("no latent: connect the latent of the result, such as EmptySD3LatentImage's.")
     if not bool(torch.isfinite(samples).all()):
         raise ValueError(

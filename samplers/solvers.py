@@ -93,11 +93,13 @@ def single_step(
     *,
     heun: bool,
     eta: float = 0.0,
+    s_noise: float = 1.0,
     noise_sampler: Noise | None = None,
 ) -> Tensor:
     """Euler (one straight line a step) or Heun (the mean of both ends, two evaluations a step).
 
-    They keep no history, so eta > 0 may add fresh noise between steps.
+    They keep no history, so eta > 0 may add fresh noise between steps: `s_noise` times normal noise, for
+    models whose noise is not of deviation 1.
     """
     evaluate = Evaluator(model, sigmas, extra_args, callback)
     for step in trange(len(sigmas) - 1, disable=disable):
@@ -111,7 +113,7 @@ def single_step(
         x = factor * (x + (down - sigma) * velocity)
         if amount is not None:
             noise_sampler = noise_sampler or seeded_noise(x, evaluate.extra_args.get("seed"))
-            x = x + amount * noise_sampler(sigma, sigma_next)
+            x = x + amount * s_noise * noise_sampler(sigma, sigma_next)
     return x
 
 

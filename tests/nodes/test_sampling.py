@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +126,33 @@ def test_eta_changes_the_picture_and_repeats(model: Any) -> None:
     )
     assert torch.equal(noisy, again)
     assert not torch.allclose(plain, noisy, atol=0.01)
+
+
+class EmptyPicture:
+    """What a sampler is given for a MODEL that finds 0 behind any noise."""
+
+    def __init__(self, model: Any) -> None:
+        self.inner_model = SimpleNamespace(model_patcher=model)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("scale", [None, 8.0])
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_fresh_noise_is_as_strong_as_the_models(model: Any, name: str, scale: float | None) -> None:
+    """Newer ComfyUI starts some models from stronger noise; theirs says so in `noise_scale`."""
+    from pack.nodes.sampling import Solver
+
+    model, strength = model.clone(), scale or 1.0
+    if scale is not None:
+        sampling = copy.deepcopy(model.get_model_object("model_sampling"))
+        sampling.noise_scale = scale
+        model.add_object_patch("model_sampling", sampling)
+    solve = Solver.execute(name, eta=1.0).args[0].sampler_function
+    start = strength * torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0))
+    end = solve(EmptyPicture(model), start, torch.tensor([1.0, 0.6, 0.5, 0.2]), disable=True)
+    assert float(end.std()) == pytest.approx(strength * 0.2, rel=0.02)
 
 
 def test_references_do_not_change_the_schedule_but_the_size_does(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,19 +111,29 @@ def test_no_eta_with_history(name: str) -> None:
         SOLVERS[name](CurvedField(), torch.ones(1, 1), UNEVEN, disable=True, eta=0.5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 8.0])
 @pytest.mark.parametrize("name", ["euler", "heun"])
-def test_eta_keeps_the_noise_level(name: str) -> None:
-    """Data exactly 0: a point at sigma must be noise of deviation sigma, with fresh noise or without."""
+def test_eta_keeps_the_noise_level(name: str, scale: float) -> None:
+    """Data exactly 0: a point at sigma must be noise of deviation sigma, with fresh noise or without.
+
+    For a model with noise of another deviation than 1, that many times sigma.
+    """
     seen = {}
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         seen[float(sigma[0])] = float(x.std())
         return torch.zeros_like(x)
 
-    start = torch.randn(1, 200_000, generator=torch.Generator().manual_seed(0))
-    SOLVERS[name](model, start, UNEVEN.float(), extra_args={}, disable=True, eta=1.0)
+    start = scale * torch.randn(1, 200_000, generator=torch.Generator().manual_seed(0))
+    SOLVERS[name](model, start, UNEVEN.float(), extra_args={}, disable=True, eta=1.0, s_noise=scale)
     for sigma, deviation in seen.items():
-        assert deviation == pytest.approx(sigma, rel=0.02)
+        assert deviation == pytest.approx(scale * sigma, rel=0.02)
+
+
+class LoadedField(CurvedField):
+    """Newer ComfyUI's samplers ask the loaded model for the deviation of its noise, 1 if it names none."""
+
+    inner_model = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda name: None))
 
 
 @pytest.mark.host
@@ -132,7 +143,7 @@ def test_eta_is_comfyuis_ancestral_euler() -> None:
     noises = [torch.randn(2, 8, dtype=torch.float64) for _ in range(6)]
     for eta in (0.0, 0.4, 1.0):
         ours, core = iter(noises), iter(noises)
-        start, field = torch.randn(2, 8, dtype=torch.float64), CurvedField()
+        start, field = torch.randn(2, 8, dtype=torch.float64), LoadedField()
         mine = SOLVERS["euler"](
             field, start, UNEVEN, disable=True, eta=eta, noise_sampler=lambda *_, n=ours: next(n)
         )
