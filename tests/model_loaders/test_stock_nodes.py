@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_dreamomni import VLM_WIDTH, toy_config, write_network
+from tiny_flux import newer_settings
 from tiny_omnigen import tiny_config, write_official
 
 pytestmark = pytest.mark.host
@@ -98,6 +99,7 @@ def flux_controlnet() -> Any:
         dtype=torch.float32,
         device="cpu",
         operations=comfy.ops.disable_weight_init,
+        **newer_settings(),
     )
     cpu = torch.device("cpu")
     return comfy.controlnet.ControlNet(network, load_device=cpu, manual_cast_dtype=torch.float32)

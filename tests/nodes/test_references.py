@@ -12,7 +12,7 @@ import torch
 from comfy_stand_ins import CountingVAE
 from host_models import kontext_model
 from live_server import WORKFLOWS, read_workflow
-from workflow_nodes import run_nodes
+from workflow_nodes import run_nodes, running
 
 pytestmark = pytest.mark.host
 
@@ -126,22 +126,13 @@ def graph_with(*class_types: str) -> dict[str, Any]:
     return {str(number): {"class_type": name, "inputs": {}} for number, name in enumerate(classes, start=1)}
 
 
-def in_graph(node: Any, graph: dict[str, Any]) -> Any:
-    """The node as ComfyUI runs it, with what the schema asks for."""
-    from comfy_api.latest import io
-
-    given = {io.Hidden.unique_id: "1", io.Hidden.prompt: graph}
-    asked = node.GET_SCHEMA().hidden
-    return node.PREPARE_CLASS_CLONE({name: value for name, value in given.items() if name in asked})
-
-
 def note_on_conditioning(graph: dict[str, Any], count: int, caplog: pytest.LogCaptureFixture) -> str:
     from pack.nodes.references import ReferenceConditioning
 
     references = reference_set(*(picture(seed=n) for n in range(count)))[0]
     caplog.clear()
     with caplog.at_level("INFO", logger="dreamomni"):
-        node = in_graph(ReferenceConditioning, graph)
+        node = running(ReferenceConditioning, {"unique_id": "1", "prompt": graph})
         node.execute([[torch.zeros(1, 4, 8), {}]], CountingVAE(), references)
     (message,) = caplog.messages
     return message
@@ -175,7 +166,8 @@ def test_position_encoding_takes_the_note_back(monkeypatch: pytest.MonkeyPatch) 
     )
     host = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
     monkeypatch.setitem(sys.modules, "server", host)
-    node = in_graph(PositionEncoding, graph_with("DreamOmniPositionEncoding"))
+    graph = graph_with("DreamOmniPositionEncoding")
+    node = running(PositionEncoding, {"unique_id": "1", "prompt": graph})
     node.execute(kontext_model(), "index+offset")
     assert sent == [("1", PLACED)]
 

@@ -19,7 +19,6 @@ def tiny_flux(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """A ModelPatcher around a random Flux: text width 24, pooled width 12, 16 latent channels."""
-    import comfy.ldm.flux.model
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
@@ -44,9 +43,7 @@ def tiny_flux(
         "qkv_bias": True,
         "guidance_embed": guidance,
     }
-    if "txt_ids_dims" in {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}:
-        settings["txt_ids_dims"] = []
-    config = comfy.supported_models.Flux(settings)
+    config = comfy.supported_models.Flux(settings | newer_settings())
     config.set_inference_dtype(dtype, None)
     model = config.get_model({})
     draw = torch.Generator().manual_seed(seed)
@@ -57,6 +54,14 @@ def tiny_flux(
             weight.copy_(1 + 0.1 * noise if is_norm else noise / weight[0].numel() ** 0.5)
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def newer_settings() -> dict[str, Any]:
+    """What newer versions of ComfyUI's Flux classes must be told beside the rest."""
+    import comfy.ldm.flux.model
+
+    names = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
+    return {"txt_ids_dims": []} if "txt_ids_dims" in names else {}
 
 
 def tiny_conditioning(seed: int = 0, tokens: int = 6, **extra: Any) -> list:
