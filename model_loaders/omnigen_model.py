@@ -24,6 +24,7 @@ from ..dit.omnigen.config import OmniGenConfig
 from ..dit.omnigen.network import OmniGenNetwork
 from ..dit.omnigen.prefix import Prefix, make_prefix, sequence_from_tensor
 from ..dit.omnigen.prefix_cache import CacheSettings, PrefixCache, bytes_per_token
+from .free_memory import free_memory
 from .host_attention import host_attention
 from .out_of_memory import raise_unless_out_of_memory
 from .reference_checks import check_named, check_references
@@ -60,9 +61,9 @@ class PrefixCondition(comfy.conds.CONDRegular):
         return [len(self.cond), 1, self.cond[0].length]
 
 
-def placement(size: int, device: torch.device) -> torch.device | None:
-    """Where `size` bytes fit: the device itself, RAM, or nowhere."""
-    if size < DEVICE_SHARE * comfy.model_management.get_free_memory(device):
+def placement(size: int, device: torch.device, patcher: Any = None) -> torch.device | None:
+    """Where `size` bytes fit during a run of `patcher`: the device itself, RAM, or nowhere."""
+    if size < DEVICE_SHARE * free_memory(patcher, device):
         return device
     ram = torch.device("cpu")
     return ram if size < RAM_SHARE * comfy.model_management.get_free_memory(ram) else None
@@ -82,8 +83,8 @@ class HostNetwork(WrappedCall, OmniGenNetwork):
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         self.dtype = dtype
         self.prefix_cache = PrefixCache()
-        self.weights_key: Callable[[], Callable[[], Hashable | None] | None] = lambda: None
-        """Set by the BaseModel: its method that names the present weights, or None."""
+        self.host: Callable[[], OmniGenModel | None] = lambda: None
+        """Set by the BaseModel: a weak reference to it."""
 
     def _forward(
         self,
@@ -124,18 +125,19 @@ class HostNetwork(WrappedCall, OmniGenNetwork):
     def cache_use(self, transformer_options: dict[str, Any], device: torch.device) -> CacheUse | None:
         """How this evaluation may use the cache; None when the weights may change behind its back."""
         settings = transformer_options.get(CACHE_OPTION, CacheSettings())
-        method = self.weights_key()
-        weights = method() if method is not None else None
-        if weights is None or not settings.enabled:
+        host = self.host()
+        weights = host.weights_key() if host is not None else None
+        if host is None or weights is None or not settings.enabled:
             return None
         override = transformer_options.get("optimized_attention_override")
         sigmas = transformer_options.get("sample_sigmas")
+        patcher = host.current_patcher
         return CacheUse(
             cache=self.prefix_cache,
             settings=settings,
             weights=(weights, override),
             schedule=lambda: [] if sigmas is None else sigmas.tolist(),
-            placement=lambda size: placement(size, device),
+            placement=lambda size: placement(size, device, patcher),
         )
 
 
@@ -151,7 +153,7 @@ class OmniGenModel(comfy.model_base.BaseModel):
         self.cache_settings = CacheSettings()
         """The loader's choice; ComfyUI's memory estimate is not told the options of a run."""
         # Weak, or the host would see a model that never dies.
-        self.diffusion_model.weights_key = weakref.WeakMethod(self.weights_key)
+        self.diffusion_model.host = weakref.ref(self)
 
     def weights_key(self) -> Hashable | None:
         """Changes with every LoRA or strength; None under hooks, which change weights while sampling."""

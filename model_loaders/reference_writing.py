@@ -18,6 +18,7 @@ from ..dit.reference_branch import REFERENCE_GUIDANCE, REFERENCE_POOLED, REFEREN
 from ..dit.reference_cache import OVERRIDE, KeptReference, Offset, ReferenceWriter
 from ..dit.stored_tensor import packed_bytes
 from .base_weights import without_patches
+from .free_memory import free_memory
 from .out_of_memory import raise_unless_out_of_memory
 from .reference_store import ReferenceKey, ReferenceStore
 from .run_references import Wanted, num_values
@@ -62,7 +63,7 @@ class WritingPass:
         needed = sum(kept_bytes(self.network, item.latent, self.settings) for item in missing.values())
         working = model.memory_required(shape)
         management.load_models_gpu([writer, *model.get_additional_models()], memory_required=needed + working)
-        full = management.get_free_memory(model.load_device) < needed + working
+        full = free_memory(model, model.load_device) < needed + working
         target = model.offload_device if full else None
         for key, item in missing.items():
             management.throw_exception_if_processing_interrupted()

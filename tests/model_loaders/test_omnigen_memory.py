@@ -102,3 +102,19 @@ def test_every_edited_picture_is_kept(folder):
     kept, none = (each.model.memory_required([8, 4, 16, 16], cond_shapes=shapes) for each in (model, without))
     # 2 layers, 4 heads, keys and values of 8 fp32 channels.
     assert kept - none == pytest.approx(840 * 2 * 2 * 4 * 32)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "cpu"), (1000, "meta")])
+def test_weights_that_make_way_when_asked_count_as_free(folder, monkeypatch, asked, expected):
+    """Newer hosts leave weights on a card until something else needs the room; the patcher counts it."""
+    import comfy.model_management
+
+    card, free = torch.device("meta"), {"meta": 0, "cpu": 1000}
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free[device.type])
+    model = load(folder)[0]
+    told = free.get if asked is None else lambda _: asked
+    monkeypatch.setattr(model, "get_free_memory", lambda device: told(device.type), raising=False)
+    model.model.current_patcher = model
+    use = model.model.diffusion_model.cache_use({}, card)
+    assert use.placement(300) == torch.device(expected)
+    assert use.placement(2000) is None

@@ -167,6 +167,36 @@ def test_out_of_memory_while_writing_falls_back_with_a_message(
     ]
 
 
+@pytest.mark.parametrize("room", [0, 1e12])
+def test_weights_that_make_way_when_asked_count_as_free(
+    model: Any, room: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer hosts leave weights on a card until something else needs the room; the patcher counts it."""
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings, WritingPass
+
+    import comfy.model_management as management
+
+    targets: list[Any] = []
+    real = WritingPass.write
+
+    def write(self: Any, latent: Any, offset: Any, geometry: Any, options: Any, device: Any = None) -> Any:
+        targets.append(device)
+        return real(self, latent, offset, geometry, options, device)
+
+    free = management.get_free_memory
+
+    def full(device: Any = None, torch_free_too: bool = False) -> Any:
+        return free(device, True) if torch_free_too else 0  # attention asks for both
+
+    monkeypatch.setattr(WritingPass, "write", write)
+    monkeypatch.setattr(management, "get_free_memory", full)
+    patched = attach_reference_cache(model, CacheSettings())
+    monkeypatch.setattr(patched, "get_free_memory", lambda device: room, raising=False)
+    sampled(patched, [ONE])
+    assert targets == [None if room else patched.offload_device]
+
+
 def test_the_second_attempt_has_the_memory_of_the_first(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pack.model_loaders.reference_writing import WritingPass
 
