@@ -8,6 +8,7 @@ to it. What is kept lies in the model's ReferenceStore.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,23 +17,25 @@ from torch import Tensor
 from ..dit.content import tensor_key
 from ..dit.reference_cache import OVERRIDE
 from .base_weights import has_loras, injections
+from .patches import flux_network
 from .reference_reading import RunReader
-from .reference_store import ReferenceKey, Same, store_of
+from .reference_store import ReferenceKey, Same, store_of, store_patcher
 from .reference_writing import CacheSettings, WritingPass
 from .run_references import Wanted, wanted_references
 
 log = logging.getLogger("dreamomni")
+KEY = "dreamomni_reference_cache"
+PURPOSE = "the reference cache"
 MOVED_NOTE = "not enough GPU memory for the references: kept in system memory, steps are slower"
 
 
 class ExactCache:
     """The references of the present run, found in the store or written into it."""
 
-    def __init__(
-        self, network: Any, settings: CacheSettings, report: Callable[[str], None] = log.info
-    ) -> None:
+    def __init__(self, model: Any, settings: CacheSettings, report: Callable[[str], None] = log.info) -> None:
         self.settings, self.report = settings, report
-        self.writing = WritingPass(network, settings)
+        self.own = weakref.ref(model.model)
+        self.writing = WritingPass(flux_network(model, PURPOSE), settings)
         self.reader = RunReader(self.writing)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,6 +44,7 @@ class ExactCache:
             return executor(*args, **kwargs)
         finally:
             self.reader.forget()
+            self.reader.writing = self.writing
 
     def prepare_sampling(
         self, executor: Any, model: Any, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
@@ -48,9 +52,22 @@ class ExactCache:
         """Write what is missing before the model is loaded for the run."""
         options = kwargs.get("model_options") or (args[0] if args else None) or model.model_options
         self.reader.forget()
+        self.follow(model)
         self.reader.weights_are_patched = has_loras(model) and not self.settings.lora_on_references
         self.fill(model, wanted_references(model, conds), options.get("transformer_options", {}))
         return executor(model, noise_shape, conds, *args, **kwargs)
+
+    def follow(self, model: Any) -> None:
+        """Write and read with the network of this run, and have ComfyUI count its references.
+
+        For hooks, newer hosts sample another one of the same file, whose MODEL carries this one's wrappers.
+        """
+        if model.model is self.own():
+            # Not looked up again: by now another node may have put something else in the network's place.
+            self.reader.writing = self.writing
+            return
+        self.reader.writing = WritingPass(flux_network(model, PURPOSE), self.settings)
+        model.set_additional_models(KEY, [store_patcher(model)])
 
     def fill(self, model: Any, wanted: Sequence[Wanted], options: dict[str, Any]) -> None:
         """Put every wanted reference into the run, writing those the store does not have."""
@@ -64,7 +81,7 @@ class ExactCache:
             if store.find(key) is None:
                 missing[key] = keys[content]
         store.shrink(set(by_content.values()))
-        moved = bool(missing) and self.writing.write_missing(model, store, missing, options)
+        moved = bool(missing) and self.reader.writing.write_missing(model, store, missing, options)
         run = self.reader.run = {content: store.entries[key] for content, key in by_content.items()}
         size = sum(entry.num_bytes for entry in run.values()) / 2**20
         text = f"references: {len(missing)} written, {len(keys) - len(missing)} reused, {size:.0f} MB kept"

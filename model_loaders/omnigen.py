@@ -48,16 +48,19 @@ def chosen_dtypes(weights: dict[str, Tensor], weight_dtype: str) -> tuple[torch.
 def follow_runs(patcher: Any) -> None:
     """Let the prefix cache know when a run starts, and free it whenever ComfyUI unloads the model.
 
-    A detach that keeps the weights where they are only makes way for a clone of the same model.
+    A detach that keeps the weights where they are only makes way for a clone of the same model. Each time the
+    cache is asked of the patcher that calls: newer hosts make one with another network and these callbacks.
     """
-    cache = patcher.model.diffusion_model.prefix_cache
     events = comfy.patcher_extension.CallbacksMP
-    patcher.add_callback_with_key(events.ON_PRE_RUN, CACHE_KEY, lambda *_: cache.start_run())
+
+    def started(patcher: Any) -> None:
+        patcher.model.prefix_cache.start_run()
 
     def detached(patcher: Any, unpatch_all: bool = True) -> None:
         if unpatch_all:
-            cache.clear()
+            patcher.model.prefix_cache.clear()
 
+    patcher.add_callback_with_key(events.ON_PRE_RUN, CACHE_KEY, started)
     patcher.add_callback_with_key(events.ON_DETACH, CACHE_KEY, detached)
 
 

@@ -152,6 +152,8 @@ class OmniGenModel(comfy.model_base.BaseModel):
         self.memory_usage_factor_conds = ("prefixes",)
         self.cache_settings = CacheSettings()
         """The loader's choice; ComfyUI's memory estimate is not told the options of a run."""
+        # Here too: another node may put something else in the network's place.
+        self.prefix_cache = self.diffusion_model.prefix_cache
         # Weak, or the host would see a model that never dies.
         self.diffusion_model.host = weakref.ref(self)
 

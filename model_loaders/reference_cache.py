@@ -8,16 +8,14 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
-from .exact_cache import ExactCache
+from .exact_cache import KEY, PURPOSE, ExactCache
 from .patches import flux_network
 from .reference_store import store_patcher
 from .reference_writing import CacheSettings
 from .stock_cache import StockCache, StockSettings
 
 log = logging.getLogger("dreamomni")
-KEY = "dreamomni_reference_cache"
 WRAPPERS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.DIFFUSION_MODEL)
-PURPOSE = "the reference cache"
 
 
 def attach_reference_cache(
@@ -27,7 +25,7 @@ def attach_reference_cache(
 
     `report` hears what each run wrote, reused and keeps. Raises ValueError for anything but FLUX.1.
     """
-    patched = with_cache(model, ExactCache(flux_network(model, PURPOSE), settings, report))
+    patched = with_cache(model, ExactCache(model, settings, report))
     patched.set_additional_models(KEY, [store_patcher(model)])
     return patched
 

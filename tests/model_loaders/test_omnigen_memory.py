@@ -118,3 +118,19 @@ def test_weights_that_make_way_when_asked_count_as_free(folder, monkeypatch, ask
     use = model.model.diffusion_model.cache_use({}, card)
     assert use.placement(300) == torch.device(expected)
     assert use.placement(2000) is None
+
+
+def test_callbacks_follow_a_clone_with_another_network(folder):
+    """Newer hosts make one for hooks, and it carries the first model's callbacks."""
+    (model, _), (other, _) = load(folder), load(folder)
+    exchanged = model.clone()
+    exchanged.model = other.model
+    mine, theirs = (each.model.diffusion_model.prefix_cache for each in (model, other))
+    mine.entries["kept"], theirs.entries["kept"] = "mine", "theirs"
+    exchanged.pre_run()
+    assert (mine.run, theirs.run) == (0, 1)
+    exchanged.detach(unpatch_all=False)
+    assert theirs.entries
+    exchanged.detach()
+    assert mine.entries and not theirs.entries
+    mine.clear()

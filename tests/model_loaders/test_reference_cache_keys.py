@@ -258,5 +258,31 @@ def test_two_models_never_share() -> None:
     assert (store_of(one).written, store_of(other).written) == (1, 1)
 
 
+def with_network_of(model: Any, other: Any) -> Any:
+    """A clone as newer hosts make one for hooks: another network, the wrappers and models of the first."""
+    exchanged = model.clone()
+    exchanged.model = other.model
+    return exchanged
+
+
+def test_a_clone_with_another_network_writes_and_reads_with_that_one() -> None:
+    from pack.model_loaders.reference_store import store_of
+
+    import comfy.model_management
+
+    one, other = tiny_flux(seed=0), tiny_flux(seed=1)
+    target = attach(one)
+    first = sampled(target, [ONE, TWO], sigmas=TWO_STEPS)
+    exchanged = with_network_of(target, other)
+    got = sampled(exchanged, [ONE, TWO], sigmas=TWO_STEPS)
+    assert (store_of(one).written, store_of(other).written) == (2, 2)
+    assert [patcher.model for patcher in exchanged.get_additional_models()] == [store_of(other)]
+    comfy.model_management.unload_all_models()
+    expected = sampled(attach(tiny_flux(seed=1)), [ONE, TWO], sigmas=TWO_STEPS)
+    assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
+    assert torch.equal(sampled(target, [ONE, TWO], sigmas=TWO_STEPS), first)
+    assert (store_of(one).written, store_of(other).written) == (2, 2)
+
+
 def test_there_are_at_least_30_cases() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 30
