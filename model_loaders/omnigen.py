@@ -17,6 +17,7 @@ from ..dit.omnigen.prefix_cache import CacheSettings
 from .omnigen_model import CACHE_KEY, CACHE_OPTION, OmniGenModelConfig
 from .omnigen_processor import OmniGenProcessor, load_processor
 from .patcher import make_patcher
+from .prefix_patcher import count_prefixes
 from .weight_dtypes import WEIGHT_DTYPES, storage_and_compute
 
 NO_FP16 = (
@@ -89,6 +90,7 @@ def load_patcher(folder: Path, weight_dtype: str, cache: CacheSettings, disable_
     again = (load_patcher, (folder, weight_dtype, cache))
     patcher = make_patcher(model_config, weights, again, disable_dynamic)
     follow_runs(patcher)
+    count_prefixes(patcher)
     set_prefix_cache(patcher, cache)
     patcher.model.cache_settings = cache
     return patcher

@@ -134,3 +134,57 @@ def test_callbacks_follow_a_clone_with_another_network(folder):
     exchanged.detach()
     assert mine.entries and not theirs.entries
     mine.clear()
+
+
+def with_prefixes(folder, monkeypatch, *names):
+    """A MODEL that ComfyUI leaves loaded beside others, as newer hosts do; 512 bytes for each name."""
+    from pack.dit.omnigen.prefix_entry import Entry, Stored
+    from pack.model_loaders.prefix_patcher import count_prefixes
+
+    model = load(folder)[0]
+    assert not model.get_additional_models()  # on the CPU, and on the pinned host, it is unloaded
+    with monkeypatch.context() as newer:
+        newer.setattr(model, "is_dynamic", lambda: True, raising=False)
+        count_prefixes(model)
+    for name in names:
+        rows = Stored(torch.zeros(1, 1, 8, 8))
+        entry = Entry((name,), (), "", None, 0, torch.device("cpu"), [(rows, rows)])
+        model.model.prefix_cache.entries[(name,), ""] = entry
+    return model
+
+
+def test_prefixes_make_way_for_a_model_that_does_not_unload_omnigen(folder, monkeypatch):
+    import comfy.model_management as management
+
+    model = with_prefixes(folder, monkeypatch, "oldest", "older", "latest")
+    management.unload_all_models()
+    clone = model.clone()
+    management.load_models_gpu([clone, *clone.get_additional_models()])
+    weights = [loaded for loaded in management.current_loaded_models if loaded.model is clone]
+    assert len(weights) == 1 and len(management.current_loaded_models) == 2
+    (counted,) = clone.get_additional_models()
+    assert counted.model_size() == counted.loaded_size() == 3 * 512
+    cache = model.model.prefix_cache
+
+    def full(device=None, torch_free_too=False):
+        return (0, 0) if torch_free_too else 0
+
+    monkeypatch.setattr(management, "get_free_memory", full)
+    management.free_memory(600, torch.device("cpu"), keep_loaded=weights)
+    assert [name for (name,), _ in cache.entries] == ["latest"]
+    management.free_memory(10**6, torch.device("cpu"), keep_loaded=weights)
+    assert not cache.entries
+    assert management.current_loaded_models == weights
+
+
+def test_prefixes_stay_when_a_clone_takes_the_place(folder, monkeypatch):
+    import comfy.model_management as management
+
+    model = with_prefixes(folder, monkeypatch, "kept")
+    for clone in (model, model.clone(), model.clone().clone()):
+        management.load_models_gpu([clone, *clone.get_additional_models()])
+    (counted,) = model.get_additional_models()
+    assert counted.deepclone_multigpu(new_load_device=torch.device("cpu")).model is counted.model
+    assert model.model.prefix_cache.entries
+    management.unload_all_models()
+    assert not model.model.prefix_cache.entries
