@@ -195,10 +195,10 @@ def test_nothing_is_read_before_it_is_needed_and_nothing_from_the_network(vlm_fo
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     vlm = load_vlm(vlm_folder("qwen2_vl"), "auto")
-    assert "patcher" not in vars(vlm)
+    assert vlm.patcher is None
     assert vlm.identity.endswith("-auto")
     vlm.generate_text("hello", tensors(pictures(1)), 2)
-    assert "patcher" in vars(vlm)
+    assert vlm.patcher is vlm.model_patcher
 
 
 def test_auto_keeps_small_weights_and_computes_in_fp32_on_the_cpu(vlm_folder) -> None:

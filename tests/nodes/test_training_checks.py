@@ -45,7 +45,8 @@ def test_the_dataset_check_moves_the_bar(
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
     with pytest.raises(ValueError, match="the dataset cannot be trained on"):
         make_job(without_instructions(tmp_path / "data")).run()
-    assert bars[-4:] == [(done, 4) for done in range(4)]
+    # Newer ComfyUI leaves out what comes within a twentieth of a second.
+    assert bars and bars == sorted(set(bars)) and {total for _, total in bars} == {4} and bars[0] == (0, 4)
 
 
 def test_hashing_the_base_moves_the_bar_and_can_be_cancelled(
