@@ -43,10 +43,11 @@ def test_the_dataset_check_moves_the_bar(
     bars: list[tuple[int, int]] = []
     hook = lambda value, total, preview, node_id=None: bars.append((value, total))
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    # Newer ComfyUI sends only some of what comes quickly.
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0, raising=False)
     with pytest.raises(ValueError, match="the dataset cannot be trained on"):
         make_job(without_instructions(tmp_path / "data")).run()
-    # Newer ComfyUI leaves out what comes within a twentieth of a second.
-    assert bars and bars == sorted(set(bars)) and {total for _, total in bars} == {4} and bars[0] == (0, 4)
+    assert bars[-4:] == [(done, 4) for done in range(4)]
 
 
 def test_hashing_the_base_moves_the_bar_and_can_be_cancelled(
