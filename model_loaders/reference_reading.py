@@ -30,6 +30,14 @@ from .run_references import same_latents
 log = logging.getLogger("dreamomni")
 
 
+def without_references(tokens: dict[str, Any], count: int) -> dict[str, Any]:
+    """What a `post_input` patch was given, cut to the `count` tokens of the target."""
+    # Newer ComfyUI tells the blocks how many tokens are references. Other patches would cut that many again,
+    # and compiled blocks would be compiled anew for every number of references.
+    tokens.get("transformer_options", {}).pop("reference_image_num_tokens", None)
+    return {**tokens, "img": tokens["img"][:, :count], "img_ids": tokens["img_ids"][:, :count]}
+
+
 @dataclass
 class RunReader:
     """The references of the present run, and the way to them from the calls of the network."""
@@ -71,7 +79,7 @@ class RunReader:
             reader.references = self.entries(latents, places, options)
             reader.offsets = [offset for _, offset in places]
             reader.stream = self.stream_for(reader.references, reader.offsets, tokens["img"].device)
-            return {**tokens, "img": tokens["img"][:, :first], "img_ids": tokens["img_ids"][:, :first]}
+            return without_references(tokens, first)
 
         return cut
 

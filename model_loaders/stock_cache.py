@@ -19,6 +19,7 @@ import comfy.model_management as management
 from ..dit.positions import latent_grid
 from ..dit.reference_cache import OVERRIDE, NotNotedError, StepReader, StepRecorder
 from .out_of_memory import raise_unless_out_of_memory
+from .reference_reading import without_references
 from .run_references import inference_dtype, num_values
 from .stock_notes import StepNotes, blocks_of, branch_of
 
@@ -118,14 +119,9 @@ class StockCache:
             return {**options, OVERRIDE: StepRecorder(sum(g.num_tokens for g in grids), fresh.layers, inner)}
         first = latent_grid(*x.shape[-2:], self.network.patch_size).num_tokens
         patches = options.get("patches", {})
-        after = [*patches.get("post_input", []), lambda tokens: first_tokens(tokens, first)]
+        after = [*patches.get("post_input", []), lambda tokens: without_references(tokens, first)]
         reader = StepReader(noted.layers, inner)
         return {**options, OVERRIDE: reader, "patches": {**patches, "post_input": after}}
-
-
-def first_tokens(tokens: dict[str, Any], count: int) -> dict[str, Any]:
-    """The embedded tokens without the references."""
-    return {**tokens, "img": tokens["img"][:, :count], "img_ids": tokens["img_ids"][:, :count]}
 
 
 def step_of(options: dict[str, Any]) -> int | None:
