@@ -13,10 +13,6 @@ from dataclasses import dataclass
 PATCH = 2
 MLP_RATIO = 4
 
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-"""What stands before FLUX.1's weight names in whole checkpoints and in files of other programs."""
-MARKS = ("double_blocks.0.img_attn.", "transformer_blocks.0.attn.add_q_proj.")
-
 # One weight per property, in Black Forest Labs' layout and in diffusers' layout.
 NAMES = {
     "image_in": ("img_in.weight", "x_embedder.weight"),
@@ -74,16 +70,6 @@ def rotary_axes(head_dim: int) -> tuple[int, int, int]:
     index = min(splits, key=lambda split: (abs(split - head_dim / 8), split))
     half = (head_dim - index) // 2
     return index, half, half
-
-
-def flux_prefix(names: Iterable[str]) -> str | None:
-    """What stands before the names of FLUX.1's weights; None if these are not among them."""
-    names = list(names)
-    for prefix in PREFIXES:
-        marks = tuple(prefix + mark for mark in MARKS)
-        if any(name.startswith(marks) for name in names):
-            return prefix
-    return None
 
 
 def flux_shape(shapes: Mapping[str, Sequence[int]]) -> FluxShape:

@@ -6,16 +6,14 @@ ComfyUI's network has BFL's names: one matrix for query, key and value, where di
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-import comfy.utils
-
-from ..dit.flux_shape import FluxShape, flux_prefix, flux_shape
+from ..dit.flux_names import FINAL_MODULATION, bare_names, diffusers_sources, flux_prefix
+from ..dit.flux_shape import FluxShape, flux_shape
 from .weight_files import Shapes
 
 log = logging.getLogger("dreamomni")
@@ -55,7 +53,7 @@ def kontext_shape(file_name: str, shapes: Shapes) -> tuple[FluxShape, str]:
     prefix = flux_prefix(shapes)
     if prefix is None or is_relative(shapes):
         raise ValueError(f"{file_name} is not a FLUX.1 Kontext model: it looks like {kind_of(shapes)}.")
-    inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    inner = {name: shapes[stored] for name, stored in bare_names(shapes, prefix).items()}
     try:
         shape = flux_shape(inner)
     except ValueError as error:
@@ -83,19 +81,10 @@ def is_diffusers_layout(names: Iterable[str]) -> bool:
     return any(name.startswith("transformer_blocks.0.") for name in names)
 
 
-def layout_map(shape: FluxShape) -> dict[str, Any]:
-    """diffusers' name -> BFL's name, with the rows it fills, for a network of `shape`."""
-    names = comfy.utils.flux_to_diffusers(
-        {"depth": shape.num_double, "depth_single_blocks": shape.num_single, "hidden_size": shape.hidden_size}
-    )
-    return {name: place for name, place in names.items() if not name.startswith("controlnet_")}
-
-
 def check_complete(file_name: str, shapes: Shapes, shape: FluxShape) -> None:
     """Raise ValueError if weights of the network are missing from the file."""
-    places = layout_map(shape)
-    bfl = {place if isinstance(place, str) else place[0] for place in places.values()}
-    wanted = set(places) if is_diffusers_layout(shapes) else bfl
+    sources = diffusers_sources(shape.num_double, shape.num_single)
+    wanted = set(chain(*sources.values())) if is_diffusers_layout(shapes) else set(sources)
     missing = sorted(wanted - shapes.keys())
     if missing:
         raise ValueError(
@@ -111,7 +100,7 @@ def to_bfl_layout(
 
     `metadata` loses what it says of layers that are gone. Raises ValueError for scales that cannot be kept.
     """
-    inner = {name.removeprefix(prefix): weights[name] for name in list(weights) if name.startswith(prefix)}
+    inner = {name: weights[stored] for name, stored in bare_names(weights, prefix).items()}
     weights.clear()
     if is_diffusers_layout(inner):
         metadata.pop(LAYER_NOTES, None)
@@ -124,13 +113,12 @@ def to_bfl_layout(
 def from_diffusers(inner: dict[str, Tensor], shape: FluxShape) -> dict[str, Tensor]:
     """Weights of diffusers' layout under BFL's names; `inner` is emptied of all that is used."""
     out = {name: inner.pop(name) for name in [FP8_MARKER] if name in inner}
-    for target, sources in sources_by_target(shape).items():
-        parts = [inner.pop(source) for source, _ in sources]
-        scales = [pop_scale(inner, source) for source, _ in sources]
-        converts = [convert for _, convert in sources if convert is not None]
+    for target, sources in diffusers_sources(shape.num_double, shape.num_single).items():
+        parts = [inner.pop(source) for source in sources]
+        scales = [pop_scale(inner, source) for source in sources]
         out[target], scale = join_rows(target, parts, scales)
-        for convert in converts:
-            out[target] = convert_rows(out[target], convert)
+        if target.startswith(FINAL_MODULATION[0]):
+            out[target] = stack_rows(out[target].chunk(2)[::-1])
         if scale is not None:
             out[target.removesuffix(".weight") + SCALES[0]] = scale
     unused = [name for name in inner if not name.endswith((*INPUT_SCALES, LAYER_NOTE))]
@@ -176,18 +164,6 @@ def pop_scale(weights: dict[str, Tensor], name: str) -> Tensor | None:
     return next((scale for scale in scales if scale is not None), None)
 
 
-def sources_by_target(shape: FluxShape) -> dict[str, list[tuple[str, Any]]]:
-    """BFL's name -> diffusers' names in the order of their rows, each with a function of its rows or None."""
-    found: defaultdict[str, list[tuple[int, str, Any]]] = defaultdict(list)
-    for source, place in layout_map(shape).items():
-        target, rows, *convert = (place, None) if isinstance(place, str) else place
-        found[str(target)].append((rows[1] if rows else 0, source, convert[0] if convert else None))
-    return {
-        target: [(source, convert) for _, source, convert in sorted(parts, key=lambda part: part[0])]
-        for target, parts in found.items()
-    }
-
-
 def join_rows(
     name: str, parts: Sequence[Tensor], scales: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
@@ -221,17 +197,8 @@ def stack_rows(parts: Sequence[Tensor]) -> Tensor:
     """Tensors joined along the rows; a single one is not copied."""
     if len(parts) == 1:
         return parts[0]
-    return as_bytes_if_fp8(torch.cat, parts)
-
-
-def convert_rows(part: Tensor, convert: Any) -> Tensor:
-    """`convert` of a tensor, also for fp8, which has few operations of its own."""
-    return as_bytes_if_fp8(lambda tensors: convert(tensors[0]), [part])
-
-
-def as_bytes_if_fp8(operation: Any, parts: Sequence[Tensor]) -> Tensor:
-    """A row operation on tensors; one-byte types go through it as bytes."""
     dtype = parts[0].dtype
     if dtype.itemsize > 1:
-        return operation(list(parts))
-    return operation([part.view(torch.uint8) for part in parts]).view(dtype)
+        return torch.cat(list(parts))
+    # fp8 has few operations of its own.
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(dtype)

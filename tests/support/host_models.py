@@ -1,8 +1,8 @@
 """Tiny Kontext networks with random weights in ComfyUI's real classes, and the files they come in.
 
-weights = kontext_weights()                 # BFL layout, float32
+weights = kontext_weights()                 # BFL layout, float32, the released names on every host
 model = kontext_model(weights)              # a ModelPatcher, as a loader gives it
-write_kontext(path, weights)                # one file; write_diffusers, write_sharded, write_scaled_fp8 ...
+write_kontext(path, weights)                # one file; write_diffusers, write_sharded, write_saved ...
 reference = diffusers_kontext(weights)      # diffusers' network with the same weights
 """
 
@@ -63,12 +63,14 @@ def kontext_weights(shape: FluxShape = TINY, seed: int = 0) -> dict[str, Tensor]
     """Random weights in Black Forest Labs' layout, float32, scaled so that signals keep their size."""
     network = kontext_config(shape).get_model({}).diffusion_model
     generator = torch.Generator().manual_seed(seed)
-    return {name: random_weight(name, p, generator) for name, p in network.state_dict().items()}
+    # Newer hosts call a norm's scale weight.
+    likes = {name.replace("_norm.weight", "_norm.scale"): p for name, p in network.state_dict().items()}
+    return {name: random_weight(name, like, generator) for name, like in likes.items()}
 
 
 def random_weight(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     values = torch.randn(like.shape, generator=generator)
-    if name.endswith("norm.scale") or "_norm.scale" in name:
+    if name.endswith("_norm.scale"):
         return 1 + 0.1 * values
     return values * (0.2 if like.ndim == 1 else like.shape[1] ** -0.5)
 
@@ -182,6 +184,13 @@ def write_kontext(path: Path, weights: dict[str, Tensor] | None = None, prefix: 
     return path
 
 
+def write_saved(path: Path, weights: dict[str, Tensor] | None = None) -> Path:
+    """One file as newer ComfyUI's ModelSave writes it: norms' scales are called weight."""
+    values = weights or kontext_weights()
+    saved = {name.replace("_norm.scale", "_norm.weight"): value for name, value in values.items()}
+    return write_kontext(path, saved, prefix="model.diffusion_model.")
+
+
 def write_diffusers(path: Path, weights: dict[str, Tensor] | None = None) -> Path:
     """One file in diffusers' layout."""
     return write_kontext(path, diffusers_weights(weights or kontext_weights()))
@@ -221,10 +230,13 @@ def scaled_to_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unscaled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What scaled or plain fp8 weights stand for, in float32."""
-    scales = {n.removesuffix("scale_weight") + "weight": s for n, s in weights.items() if "scale_weight" in n}
+    """What scaled or plain fp8 weights stand for, in float32; of a file or of a network's state."""
+    ends = tuple(
+        "." + end for end in ("scale_weight", "weight_scale", "scale_input", "input_scale", "comfy_quant")
+    )
+    scales = {n.rpartition(".")[0] + ".weight": s for n, s in weights.items() if n.endswith(ends[:2])}
     return {
         name: weight.float() * scales.get(name, 1.0)
         for name, weight in weights.items()
-        if name != "scaled_fp8" and "scale_weight" not in name
+        if name != "scaled_fp8" and not name.endswith(ends)
     }

@@ -11,46 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dit.flux_shape import flux_prefix, flux_shape
+from ...dit.flux_names import (
+    DOUBLE,
+    DOUBLE_NORMS,
+    DOUBLE_SPLIT,
+    FINAL_MODULATION,
+    OUTER,
+    SINGLE,
+    SINGLE_NORMS,
+    SINGLE_SPLIT,
+    bare_names,
+    flux_prefix,
+)
+from ...dit.flux_shape import flux_shape
 from ..base_files import base_files, opened
 
 SCALES = (".scale_weight", ".weight_scale")
 IGNORED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 BFL_MARK = "double_blocks.0.img_attn.qkv.weight"
 
-PLAIN = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-}
-DOUBLE = {
-    "img_mod.lin": "norm1.linear",
-    "txt_mod.lin": "norm1_context.linear",
-    "img_attn.proj": "attn.to_out.0",
-    "txt_attn.proj": "attn.to_add_out",
-    "img_mlp.0": "ff.net.0.proj",
-    "img_mlp.2": "ff.net.2",
-    "txt_mlp.0": "ff_context.net.0.proj",
-    "txt_mlp.2": "ff_context.net.2",
-}
-DOUBLE_SPLIT = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-}
-DOUBLE_NORMS = {
-    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
-    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
-    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
-    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
-}
-SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
-SINGLE_NORMS = {"norm.query_norm.scale": "attn.norm_q.weight", "norm.key_norm.scale": "attn.norm_k.weight"}
 BLOCK = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.(.+)")
 
 
@@ -71,7 +50,7 @@ def converted(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         sizes = [tensor.shape[0] // 3] * 3 if pieces else []
     else:
         prefix, plain, norms = f"single_transformer_blocks.{number}.", SINGLE, SINGLE_NORMS
-        pieces = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp") if module == "linear1" else None
+        pieces = SINGLE_SPLIT.get(module)
         width = tensor.shape[0] // 7  # q, k, v and an MLP four times as wide
         sizes = [width, width, width, tensor.shape[0] - 3 * width]
     if pieces is not None:
@@ -91,20 +70,20 @@ def outer_tensor(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     The last modulation swaps shift and scale between the layouts.
     """
     module, _, part = name.rpartition(".")
-    if module == "final_layer.adaLN_modulation.1":
+    ours, theirs = FINAL_MODULATION
+    if module == ours:
         shift, scale = tensor.chunk(2)
-        yield f"norm_out.linear.{part}", torch.cat([scale, shift])
-    elif module in PLAIN:
-        yield f"{PLAIN[module]}.{part}", tensor
+        yield f"{theirs}.{part}", torch.cat([scale, shift])
+    elif module in OUTER:
+        yield f"{OUTER[module]}.{part}", tensor
     else:
         raise ValueError(f"{name} is not a tensor of FLUX.1")
 
 
-def bare_names(names: Iterable[str]) -> dict[str, str]:
+def transformer_names(names: Iterable[str]) -> dict[str, str]:
     """Name without prefix -> stored name of the transformer's tensors; what lies beside it is left out."""
     names = list(names)
-    prefix = flux_prefix(names) or ""
-    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+    return bare_names(names, flux_prefix(names) or "")
 
 
 def network_arguments(path: Path) -> dict[str, Any]:
@@ -114,7 +93,7 @@ def network_arguments(path: Path) -> dict[str, Any]:
         with opened(file) as tensors:
             shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     try:
-        shape = flux_shape({name: shapes[stored] for name, stored in bare_names(shapes).items()})
+        shape = flux_shape({name: shapes[stored] for name, stored in transformer_names(shapes).items()})
     except ValueError as error:
         raise ValueError(
             f"{path.name} is no FLUX.1 transformer in BFL's or diffusers' layout: {error}; choose a FLUX.1 "
@@ -138,7 +117,7 @@ def base_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     with ExitStack() as stack:
         files = [stack.enter_context(opened(file)) for file in base_files(path)]
         holders = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        places = {name: (holders[stored], stored) for name, stored in bare_names(holders).items()}
+        places = {name: (holders[stored], stored) for name, stored in transformer_names(holders).items()}
         is_bfl = BFL_MARK in places
         for name, (file, stored) in places.items():
             if name.endswith((*SCALES, *IGNORED)):

@@ -199,7 +199,7 @@ def to_bfl(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return layers
 
 
-@pytest.mark.parametrize("layout", ["bfl", "checkpoint", "model", "fp8", "fp8 scaled"])
+@pytest.mark.parametrize("layout", ["bfl", "checkpoint", "model", "saved", "fp8", "fp8 scaled"])
 def test_every_layout_loads_to_the_same_network(tmp_path: Path, layout: str) -> None:
     network = tiny_flux()
     state = to_bfl(network.state_dict())
@@ -209,6 +209,9 @@ def test_every_layout_loads_to_the_same_network(tmp_path: Path, layout: str) -> 
         state["vae.decoder.conv_in.weight"] = torch.zeros(1)
     if layout == "model":
         state = {f"model.{name}": tensor for name, tensor in state.items()}
+    if layout == "saved":  # by newer ComfyUI
+        state = {name.replace("_norm.scale", "_norm.weight"): tensor for name, tensor in state.items()}
+        state = {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
     if layout == "fp8":
         matrices = [name for name, tensor in state.items() if tensor.ndim == 2]
         state |= {name: state[name].to(torch.float8_e4m3fn) for name in matrices}
