@@ -28,6 +28,10 @@ WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
 
+# Fields of a model config for a file with scales of its own; they changed between ComfyUI versions.
+SCALED = ("scaled_fp8",)
+NOTED = ("layer_quant_config", "quant_config")
+
 
 def kontext_names() -> list[str]:
     """Files and shard folders to offer."""
@@ -49,6 +53,7 @@ def load_kontext(name: str, weight_dtype: str, disable_dynamic: bool = False) ->
     # Newer hosts ask a patcher how to load itself again (torch.compile, several GPUs).
     again = (load_kontext, (name, weight_dtype))
     if not host_knows(weights, shape):
+        weights, metadata = with_layer_notes(weights, metadata)
         config = small_config(weights, shape, options, metadata)
         return make_patcher(config, weights, again, disable_dynamic)
     patcher = load_by_host(weights, options, metadata, disable_dynamic)
@@ -75,6 +80,14 @@ def load_by_host(
     return load(weights, model_options=options, metadata=metadata, **more)
 
 
+def with_layer_notes(
+    weights: dict[str, Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scaled weights as newer hosts' own loader has them noted before it looks for a config."""
+    convert = getattr(comfy.utils, "convert_old_quants", None)
+    return (weights, metadata) if convert is None else convert(weights, "", metadata=metadata)
+
+
 def small_config(
     weights: dict[str, Tensor], shape: FluxShape, options: dict[str, Any], metadata: dict[str, str]
 ) -> Any:
@@ -90,21 +103,18 @@ def set_dtypes(config: Any, weights: dict[str, Tensor], options: dict[str, Any])
     management = comfy.model_management
     device = management.get_torch_device()
     supported = list(config.supported_inference_dtypes)
-    quantised = is_quantised(config)
     stored = options.get("dtype") or management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights),
         supported_dtypes=supported,
-        weight_dtype=None if quantised else comfy.utils.weight_dtype(weights),
+        weight_dtype=None if is_set(config, *SCALED, *NOTED) else comfy.utils.weight_dtype(weights),
     )
-    compute = management.unet_manual_cast(stored, device, supported)
+    compute = management.unet_manual_cast(None if is_set(config, *NOTED) else stored, device, supported)
     config.set_inference_dtype(stored, compute)
     if options.get("fp8_optimizations"):
         config.optimizations["fp8"] = True
 
 
-def is_quantised(config: Any) -> bool:
-    """Whether the file brings scales of its own; the field's name changed between ComfyUI versions."""
-    known = vars(config).keys() | vars(type(config)).keys()
-    known |= {name for kind in type(config).__mro__ for name in vars(kind)}
-    fields = ("scaled_fp8", "layer_quant_config", "quant_config")
+def is_set(config: Any, *fields: str) -> bool:
+    """Whether a model config has one of the fields, and a value in it."""
+    known = vars(config).keys() | {name for kind in type(config).__mro__ for name in vars(kind)}
     return any(field in known and getattr(config, field) is not None for field in fields)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from host_models import (
     diffusers_weights,
+    kontext_config,
     kontext_model,
     kontext_weights,
     rounded_to_fp8,
@@ -217,6 +218,40 @@ def test_a_small_network_is_loaded_again_without_dynamic_memory_when_asked(
     again, arguments = first.cached_patcher_init
     assert type(first) is DynamicPatcher
     assert type(again(*arguments, disable_dynamic=True)) is comfy.model_patcher.ModelPatcher
+
+
+def test_a_small_scaled_network_is_noted_as_the_hosts_loader_notes_it(
+    folder: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer hosts read scales only from notes on layers, which their own loader makes first."""
+    import comfy.utils
+
+    scaled = scaled_to_fp8(weights)
+
+    def convert(given: dict[str, Tensor], prefix: str, metadata: dict[str, str]) -> Any:
+        assert given.keys() == scaled.keys() and prefix == ""
+        return unscaled(given), metadata
+
+    monkeypatch.setattr(comfy.utils, "convert_old_quants", convert, raising=False)
+    write_kontext(folder / "scaled.safetensors", scaled)
+    assert torch.equal(velocity(load("scaled.safetensors")), velocity(kontext_model(unscaled(scaled))))
+
+
+@pytest.mark.parametrize("field", ["layer_quant_config", "quant_config"])
+def test_noted_layers_leave_the_compute_type_to_the_host(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    from pack.model_loaders.kontext import set_dtypes
+
+    import comfy.model_management
+
+    asked = []
+    monkeypatch.setattr(
+        comfy.model_management, "unet_manual_cast", lambda dtype, *more: asked.append(dtype) or torch.bfloat16
+    )
+    for notes in (None, {"img_in": {"format": "float8_e4m3fn"}}):
+        config = kontext_config()
+        setattr(config, field, notes)
+        set_dtypes(config, kontext_weights(), {"dtype": torch.float16})
+    assert asked == [torch.float16, None]
 
 
 def released_shapes() -> dict[str, list[int]]:
