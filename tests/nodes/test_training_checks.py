@@ -66,6 +66,8 @@ def test_hashing_the_base_moves_the_bar_and_can_be_cancelled(
     bars: list[tuple[int, int]] = []
     hook = lambda value, total, preview, node_id=None: bars.append((value, total))
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    # Newer hosts leave out what comes too soon after the last.
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0, raising=False)
     assert len(base_hashes(config)["transformer"]) == 64
     assert bars == [(1, 3), (2, 3)]
     mm.interrupt_current_processing(True)
