@@ -113,7 +113,9 @@ def test_a_translator_may_write_its_prompts(monkeypatch: pytest.MonkeyPatch) -> 
     from pack.nodes.training_translator import joint_job
 
     monkeypatch.setattr(training_job, "picture_encoder", lambda *_: PixelPictures())
-    job = training_job.make_job(run_of("joint"), dataset=None, vlm=SimpleNamespace(identity="vlm", picture_side=64))
+    job = training_job.make_job(
+        run_of("joint"), dataset=None, vlm=SimpleNamespace(identity="vlm", picture_side=64)
+    )
     assert job.rewrites
     assert isinstance(job.encode_prompt, RewrittenPrompts)
     with pytest.raises(ValueError, match="connect vlm: the joint preset teaches it"):
