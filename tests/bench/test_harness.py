@@ -77,7 +77,10 @@ def test_a_model_is_refused_by_a_topic_that_takes_none(
         run.main()
     assert ended.value.code == 2
     told = capsys.readouterr().err
-    assert "the topic solvers measures no model folder; leave --model out, or choose small_solvers" in told
+    assert (
+        "the topic solvers measures no model folder; leave --model out, or choose seen_scenes, small_solvers"
+        in told
+    )
 
 
 def test_a_model_reaches_the_topic_that_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
