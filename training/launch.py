@@ -36,7 +36,7 @@ MAX_RESTARTS = 3
 TAIL_CHARACTERS = 5000
 STOPPED_ITSELF = (
     "the training process stopped at step {step} without being asked from here: it was told to end, or heard "
-    "nothing of ComfyUI for a minute, as when a computer sleeps. Queue the run again: it goes on from there."
+    "nothing of ComfyUI for a minute. Queue the run again: it goes on from there."
 )
 LOG_START = "=== process started "
 

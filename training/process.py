@@ -27,6 +27,8 @@ EXIT_OUT_OF_MEMORY = 75
 EXIT_REFUSED = 65
 EXIT_DIVERGED = 66
 HEARTBEAT_LIMIT = 60.0
+SECOND_LOOK = 10.0
+"""Seconds after which an old heartbeat counts: where a computer slept, the owner wakes up and beats first."""
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 
 
@@ -88,22 +90,37 @@ class Talk:
             log.warning("the end of the diary is lost: %s", error)
 
 
+class Owner:
+    """Whoever started the process; alive as long as the heartbeat file is touched."""
+
+    def __init__(self, heartbeat: Path) -> None:
+        self._heartbeat = heartbeat
+        self._suspected: tuple[float, float] | None = None
+
+    def is_gone(self) -> bool:
+        """Whether the heartbeat is missing, or too old at two looks with SECOND_LOOK between them."""
+        try:
+            beat = self._heartbeat.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        if time.time() - beat <= HEARTBEAT_LIMIT:
+            self._suspected = None
+            return False
+        now = time.monotonic()
+        if self._suspected is None or self._suspected[0] != beat:
+            self._suspected = beat, now
+        return now - self._suspected[1] > SECOND_LOOK
+
+
 def cancel_watch(folder: Path, watch_parent: bool) -> Callable[[], bool]:
     """A function that tells whether to stop: cancel file, SIGTERM, or a parent that is gone."""
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
-    heartbeat = folder / HEARTBEAT
+    owner = Owner(folder / HEARTBEAT)
 
     def cancelled() -> bool:
-        if asked or (folder / CANCEL).exists():
-            return True
-        if not watch_parent:
-            return False
-        try:
-            return time.time() - heartbeat.stat().st_mtime > HEARTBEAT_LIMIT
-        except FileNotFoundError:
-            return True
+        return bool(asked) or (folder / CANCEL).exists() or (watch_parent and owner.is_gone())
 
     return cancelled
 

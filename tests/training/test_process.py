@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -281,7 +282,20 @@ def test_no_cuda_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe_parser().parse_args(["--device", "cpu"]).device == "cpu", "the advice can be followed"
 
 
-def test_a_cancel_file_a_signal_or_a_dead_owner_stop_the_process(tmp_path: Path) -> None:
+class Clock:
+    """A monotonic clock that is moved by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_cancel_file_a_signal_or_a_dead_owner_stop_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(process, "time", SimpleNamespace(time=time.time, monotonic=clock))
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         alone = process.cancel_watch(tmp_path, watch_parent=False)
@@ -295,6 +309,14 @@ def test_a_cancel_file_a_signal_or_a_dead_owner_stop_the_process(tmp_path: Path)
         assert not owned()
         old = time.time() - process.HEARTBEAT_LIMIT - 1
         os.utime(tmp_path / "heartbeat", (old, old))
+        assert not owned(), "a computer that slept: its owner has not beaten yet"
+        clock.now += process.SECOND_LOOK - 1
+        assert not owned()
+        (tmp_path / "heartbeat").touch()
+        assert not owned()
+        os.utime(tmp_path / "heartbeat", (old - 5, old - 5))
+        assert not owned(), "what was suspected before counts no more"
+        clock.now += process.SECOND_LOOK + 1
         assert owned()
         told = process.cancel_watch(tmp_path, watch_parent=False)
         signal.raise_signal(signal.SIGTERM)

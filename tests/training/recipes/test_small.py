@@ -173,6 +173,7 @@ def test_a_failed_run_tells_its_last_words(tmp_path: Path) -> None:
 
 def test_a_stopped_network_gets_no_adapters(tmp_path: Path) -> None:
     def stop(run, folder, heard) -> int:
+        assert run.watch_parent, "it must not go on for hours once its terminal is closed"
         heard({"event": "cancelled", "step": 1, "best_step": None})
         return 0
 
