@@ -22,9 +22,10 @@ NAMES = """
     .map(([name, node]) => [name, [node.title, node.category]]))
 """
 SELECT = """
-() => {
+async () => {
   const node = LiteGraph.createNode('DreamOmniPositionEncoding');
   app.graph.clear(); app.graph.add(node);
+  await new Promise(done => setTimeout(done, 300));  // newer frontends draw a node before it has its buttons
   app.canvas.selectNode(node); app.canvas.ds.reset(); app.canvas.centerOnNode(node);
 }
 """

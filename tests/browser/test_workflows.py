@@ -18,9 +18,12 @@ async (workflow) => {
   await window.app.loadGraphData(workflow);
   await new Promise(done => setTimeout(done, 300));
   const nodes = window.app.graph._nodes;
+  // Newer frontends mark what waits for a file of the user's.
+  const waits = node => node.type === 'LoadImage' || node.properties.models?.length;
+  const isKnown = node => LiteGraph.registered_node_types[node.type];
   return {
     types: nodes.map(node => node.type),
-    missing: nodes.filter(n => !LiteGraph.registered_node_types[n.type] || n.has_errors).map(n => n.type),
+    missing: nodes.filter(n => !isKnown(n) || (n.has_errors && !waits(n))).map(n => n.type),
     prompt: (await window.app.graphToPrompt()).output,
   };
 }
