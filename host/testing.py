@@ -12,6 +12,7 @@ from .places import PINNED_COMFYUI, ROOT, comfyui_dir, environment_program, requ
 
 QUICK = "not e2e and not browser"
 IN_HOST = f"host and {QUICK}"
+ON_SERVER = "e2e or browser"
 # pytest's word for "no test was selected", which is no failure of a part of the run.
 NOTHING_SELECTED = 5
 
@@ -19,10 +20,10 @@ NOTHING_SELECTED = 5
 def run_tests(part: str | None, extra: list[str]) -> int:
     """All tests, or the part `fast`, `newer`, `e2e` or `browser`; `extra` goes to pytest. The exit code.
 
-    Tests that need a host but no server run once more on a newer ComfyUI, unless one was chosen.
+    Tests that need a host run once more on a newer ComfyUI, unless one was chosen.
     """
     require_clone()
-    if part in (None, "browser"):
+    if part in (None, "newer", "browser"):
         find_browser()
     ensure_environment()
     if part is None and check():
@@ -36,15 +37,16 @@ def run_tests(part: str | None, extra: list[str]) -> int:
     codes = [pytest([*side_by_side(), "-m", QUICK, *extra])]
     if comfyui_dir() == PINNED_COMFYUI:
         codes.append(on_newer(extra))
-    return together([*codes, pytest(["-m", "e2e or browser", *extra])])
+    return together([*codes, pytest(["-m", ON_SERVER, *extra])])
 
 
 def on_newer(extra: list[str]) -> int:
-    """Exit code of the tests that need ComfyUI's code, on the newer one with the packages it asks for."""
+    """Exit code of the tests that need ComfyUI, on the newer one with the packages it asks for."""
     ensure_tree(environment_program("python"), NEWER)
     print(f"On the newer ComfyUI ({NEWER.package}):", flush=True)
     variables = {"COMFYUI_DIR": str(NEWER.folder), "PYTHONPATH": str(NEWER.packages)}
-    return pytest([*side_by_side(), "-m", IN_HOST, *extra], variables)
+    parts = [*side_by_side(), "-m", IN_HOST], ["-m", ON_SERVER]
+    return together([pytest([*part, *extra], variables) for part in parts])
 
 
 def together(codes: list[int]) -> int:

@@ -83,11 +83,12 @@ def test_tests_that_need_a_host_run_on_the_newer_one_too(
     monkeypatch.setattr(testing, "ensure_tree", lambda python, tree: None)
     monkeypatch.setattr(testing, "comfyui_dir", lambda: tmp_path if chosen else places.PINNED_COMFYUI)
     assert testing.run_tests(None, ["-x"]) == 0
-    newer = [variables for _, variables in started if variables]
-    assert newer == ([] if chosen else [
-        {"COMFYUI_DIR": str(comfyui.NEWER.folder), "PYTHONPATH": str(comfyui.NEWER.packages)}
-    ])  # fmt: skip
-    assert len(started) == (2 if chosen else 3) and all(command[-1] == "-x" for command, _ in started)
+    newer = {"COMFYUI_DIR": str(comfyui.NEWER.folder), "PYTHONPATH": str(comfyui.NEWER.packages)}
+    assert [variables for _, variables in started if variables] == ([] if chosen else [newer, newer])
+    marks = [command[command.index("-m", 4) + 1] for command, _ in started]
+    here, on_newer = [testing.QUICK, testing.ON_SERVER], [testing.IN_HOST, testing.ON_SERVER]
+    assert marks == (here if chosen else [here[0], *on_newer, here[1]])
+    assert all(command[-1] == "-x" for command, _ in started)
 
 
 def test_a_package_with_another_hash_is_refused(tmp_path: Path) -> None:
