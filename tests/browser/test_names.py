@@ -21,12 +21,14 @@ NAMES = """
     .filter(([name]) => name.startsWith('DreamOmni'))
     .map(([name, node]) => [name, [node.title, node.category]]))
 """
-SELECT = """
-async () => {
+ADD = """
+() => {
   const node = LiteGraph.createNode('DreamOmniPositionEncoding');
   app.graph.clear(); app.graph.add(node);
-  await new Promise(done => setTimeout(done, 300));  // newer frontends draw a node before it has its buttons
-  app.canvas.selectNode(node); app.canvas.ds.reset(); app.canvas.centerOnNode(node);
+  app.canvas.ds.reset(); app.canvas.centerOnNode(node);
+  const box = app.canvas.canvas.getBoundingClientRect();
+  const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 15]);
+  return [box.x + x, box.y + y];
 }
 """
 
@@ -37,6 +39,8 @@ def test_the_menu_shows_our_names_and_stages(page: Page, live_server: LiveServer
 
 
 def test_the_help_of_a_node_is_shown(page: Page) -> None:
-    page.evaluate(SELECT)
+    title = page.evaluate(ADD)
+    page.wait_for_timeout(500)  # newer frontends draw a node before it can be chosen
+    page.mouse.click(*title)
     page.get_by_test_id("info-button").click()
     page.get_by_text("How references are told apart").wait_for(timeout=20_000)
