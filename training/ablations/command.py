@@ -56,6 +56,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def budget_of(options: argparse.Namespace) -> Budget:
+    """What the options say. A LoRA sees each of its samples once."""
+    return Budget(
+        steps=options.budget,
+        lora_steps=options.lora_budget,
+        lora_samples=options.lora_budget * Budget().lora_batch_size,
+        cases=options.cases,
+    )
+
+
 def finish_together(arguments: Sequence[str], processes: int) -> None:
     """Carry the runs out in processes like this one; each takes the next run that nobody has."""
     own = [sys.executable, str(ROOT / "bench" / "ablate.py"), *arguments, "--share"]
@@ -83,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     began, work = time.monotonic(), options.work.resolve()
     try:
-        budget = Budget(steps=options.budget, lora_steps=options.lora_budget, cases=options.cases)
+        budget = budget_of(options)
         place = Workplace(work, budget, options.model.resolve())
         jobs = jobs_of("".join(options.experiments), options.seeds, budget)
         if options.share or options.processes == 1:

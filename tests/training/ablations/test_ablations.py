@@ -92,6 +92,12 @@ def test_the_runs_of_all_experiments_share_the_reference() -> None:
         Budget(steps=2, measured=3)
 
 
+def test_longer_loras_see_more_samples() -> None:
+    told = command.budget_of(command.parser().parse_args(["--lora-budget", "300", "--cases", "7"]))
+    assert told == Budget(lora_steps=300, lora_samples=300 * told.lora_batch_size, cases=7)
+    assert command.budget_of(command.parser().parse_args([])) == Budget(), "the defaults are the same in both"
+
+
 def test_finished_runs_are_measured_judged_and_not_done_again(place: Workplace, tmp_path: Path) -> None:
     jobs = jobs_of("c", 1, TINY)
     results = all_results(place, jobs)
