@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .places import NEWER_COMFYUI, PINNED_COMFYUI, SetupError, comfyui_dir
+from .places import NEWER_COMFYUI, PINNED_COMFYUI, SetupError, required_comfyui
 
 STAMP, PACKAGES = ".pinned", ".packages"
 
@@ -68,6 +68,10 @@ NEWER = Tree(
         "comfy-aimdo==0.4.11",
         "simpleeval==1.0.8",
         "comfyui-frontend-package==1.47.12",
+        # Without them the frontend complains; the templates themselves, 400 MB, are left out.
+        "comfyui-workflow-templates==0.11.27",
+        "comfyui-workflow-templates-core==0.3.292",
+        "comfyui-embedded-docs==0.5.9",
     ),
 )
 """ComfyUI 0.30.0 of August 2026, with its own frontend."""
@@ -75,7 +79,7 @@ NEWER = Tree(
 
 def ensure_comfyui(python: Path) -> None:
     """Fetch the pinned ComfyUI with `python -m pip` unless it, or another host, is there."""
-    if comfyui_dir() == PINNED_COMFYUI:
+    if required_comfyui() == PINNED_COMFYUI:
         ensure_tree(python, PINNED)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .comfyui import ensure_comfyui
+from .comfyui import NEWER, ensure_comfyui
 from .places import (
     PINNED_COMFYUI,
     ROOT,
@@ -22,6 +22,7 @@ from .places import (
     environment_dir,
     environment_program,
     require_clone,
+    required_comfyui,
 )
 
 OLDEST_PYTHON = (3, 11)
@@ -40,7 +41,7 @@ def ensure_environment() -> Path:
     if not runs(python, "-c", "import pip") and not runs(python, "-m", "ensurepip"):
         create_environment()  # Debian makes half an environment when python3-venv is missing
     ensure_comfyui(python)
-    files = [*REQUIREMENTS, comfyui_dir() / "requirements.txt"]
+    files = [*REQUIREMENTS, required_comfyui() / "requirements.txt"]
     constraints = constraints_for_host()
     stamp = environment_dir() / "dreamomni.stamp"
     wanted = fingerprint([*(path.read_text() for path in files), constraints])
@@ -75,9 +76,10 @@ def create_environment() -> None:
 def constraints_for_host() -> str:
     """The frozen versions; another host than the pinned one decides about the packages it names itself."""
     lines = CONSTRAINTS.read_text().splitlines()
-    if comfyui_dir() == PINNED_COMFYUI:
+    host = required_comfyui()
+    if host == PINNED_COMFYUI:
         return "\n".join(lines)
-    own = {package_name(line) for line in (comfyui_dir() / "requirements.txt").read_text().splitlines()}
+    own = {package_name(line) for line in (host / "requirements.txt").read_text().splitlines()}
     kept = [line for line in lines if package_name(line) not in own and not line.startswith("comfyui-")]
     return "\n".join(kept)
 
@@ -134,7 +136,8 @@ def runs(*command: str | Path) -> bool:
 def child_environment() -> dict[str, str]:
     """Environment variables for the programs we start: the chosen host, one thread per process."""
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**os.environ, **threads, "COMFYUI_DIR": str(comfyui_dir()), "PYTHONUNBUFFERED": "1"}
+    beside = {"PYTHONPATH": str(NEWER.packages)} if comfyui_dir() == NEWER.folder else {}
+    return {**os.environ, **threads, **beside, "COMFYUI_DIR": str(comfyui_dir()), "PYTHONUNBUFFERED": "1"}
 
 
 def run_child(

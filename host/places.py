@@ -29,9 +29,15 @@ def comfyui_dir() -> Path:
     return around if (around / "comfy_api").is_dir() else PINNED_COMFYUI
 
 
+def required_comfyui() -> Path:
+    """The ComfyUI whose requirements the environment follows; the newer tree brings what it needs beside."""
+    chosen = comfyui_dir()
+    return PINNED_COMFYUI if chosen == NEWER_COMFYUI else chosen
+
+
 def environment_dir() -> Path:
-    """The folder of the virtual environment; a host other than the pinned one gets its own."""
-    return ROOT / (".venv" if comfyui_dir() == PINNED_COMFYUI else ".venv-host")
+    """The folder of the virtual environment; a host with other requirements gets its own."""
+    return ROOT / (".venv" if required_comfyui() == PINNED_COMFYUI else ".venv-host")
 
 
 def environment_program(name: str) -> Path:

@@ -116,6 +116,19 @@ def test_another_host_decides_about_its_own_packages(tmp_path: Path, monkeypatch
     assert environment.environment_dir().name == ".venv-host"
 
 
+def test_the_newer_tree_shares_the_environment_and_brings_what_it_needs_beside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (places, environment):
+        monkeypatch.setattr(module, "comfyui_dir", lambda: comfyui.NEWER.folder)
+    assert places.required_comfyui() == places.PINNED_COMFYUI
+    assert environment.environment_dir().name == ".venv"
+    assert environment.constraints_for_host().splitlines() == environment.CONSTRAINTS.read_text().splitlines()
+    variables = environment.child_environment()
+    assert variables["COMFYUI_DIR"] == str(comfyui.NEWER.folder)
+    assert variables["PYTHONPATH"] == str(comfyui.NEWER.packages)
+
+
 def test_every_requirement_is_frozen() -> None:
     frozen = {environment.package_name(line) for line in environment.CONSTRAINTS.read_text().splitlines()}
     for file in environment.REQUIREMENTS:
