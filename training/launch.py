@@ -39,6 +39,7 @@ STOPPED_ITSELF = (
     "nothing of ComfyUI for a minute. Queue the run again: it goes on from there."
 )
 LOG_START = "=== process started "
+CRASH = "Fatal Python error"
 
 
 class TrainingError(RuntimeError):
@@ -187,7 +188,11 @@ def log_tail(folder: Path) -> str:
     _, mark, written = path.read_text(encoding="utf-8", errors="replace").rpartition(LOG_START)
     lines = (written.partition("\n")[2] if mark else written).splitlines(keepends=True)
     # Python ends the report of a crash with a list of all libraries, longer than all that matters.
-    return "".join(line for line in lines if not line.startswith("Extension modules:"))[-TAIL_CHARACTERS:]
+    text = "".join(line for line in lines if not line.startswith("Extension modules:"))
+    tail = text[-TAIL_CHARACTERS:]
+    crashes = [line for line in lines if line.startswith(CRASH)]
+    # It begins with what happened, and the stacks of a dozen threads come after that.
+    return tail if not crashes or crashes[-1] in tail else f"{crashes[-1]}...\n{tail}"
 
 
 def crash_words(code: int, folder: Path) -> str:

@@ -70,3 +70,13 @@ def test_a_log_without_a_start_is_shown_whole(tmp_path: Path) -> None:
     assert log_tail(tmp_path) == ""
     (tmp_path / "worker.log").write_text("last words\nExtension modules: numpy, torch\n")
     assert log_tail(tmp_path) == "last words\n"
+
+
+def test_what_happened_stays_in_sight_above_the_stacks_of_many_threads(tmp_path: Path) -> None:
+    stack = 'Thread 0x1 (most recent call first):\n  File "here.py", line 1 in wait\n'
+    words = "Fatal Python error: Segmentation fault\n"
+    (tmp_path / "worker.log").write_text(f"a warning\n{words}\n{stack * 200}")
+    shown = log_tail(tmp_path)
+    assert shown.startswith(f"{words}...\n") and shown.endswith(stack) and "a warning" not in shown
+    (tmp_path / "worker.log").write_text(f"a warning\n{words}\n{stack}")
+    assert log_tail(tmp_path) == f"a warning\n{words}\n{stack}"
