@@ -1,7 +1,7 @@
 """How many judged cases show a scene that training showed too, and how many of the others are right.
 
 A case is held out as a pair, before and after; here each of its two scenes is looked up alone among all
-scenes that the model's recipe draws, adapters included. Takes a quarter of an hour for the shipped model.
+scenes that the model's recipe draws, adapters included. Takes half an hour for the shipped model.
 """
 
 from __future__ import annotations
