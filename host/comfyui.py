@@ -36,6 +36,12 @@ class Tree:
         return self.folder / PACKAGES
 
     @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables of a program that runs on this tree."""
+        beside = {"PYTHONPATH": str(self.packages)} if self.extras else {}
+        return {"COMFYUI_DIR": str(self.folder), **beside}
+
+    @property
     def is_there(self) -> bool:
         """Whether exactly this tree was fetched, extras and all."""
         stamp = self.folder / STAMP

@@ -136,8 +136,9 @@ def runs(*command: str | Path) -> bool:
 def child_environment() -> dict[str, str]:
     """Environment variables for the programs we start: the chosen host, one thread per process."""
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    beside = {"PYTHONPATH": str(NEWER.packages)} if comfyui_dir() == NEWER.folder else {}
-    return {**os.environ, **threads, **beside, "COMFYUI_DIR": str(comfyui_dir()), "PYTHONUNBUFFERED": "1"}
+    chosen = comfyui_dir()
+    host = NEWER.variables if chosen == NEWER.folder else {"COMFYUI_DIR": str(chosen)}
+    return {**os.environ, **threads, **host, "PYTHONUNBUFFERED": "1"}
 
 
 def run_child(

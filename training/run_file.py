@@ -27,8 +27,8 @@ class RunFile:
     """Folder of the tensor cache."""
     device: str = "auto"
     """`auto` takes the first CUDA device, or MPS, or the CPU."""
-    watch_parent: bool = False
-    """Checkpoint and exit when the heartbeat file grows old."""
+    watch_parent: bool = True
+    """Checkpoint and exit when the heartbeat file grows old; `Worker` keeps it young."""
     base_hashes: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

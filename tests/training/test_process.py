@@ -76,7 +76,8 @@ def kontext_run(folder: Path, steps: int, base: Path | None = None, **stage: obj
         validation=ValidationConfig(fraction=0.0),
         output=OutputConfig(checkpoint_every=50, sample_every=0),
     )
-    return RunFile(config=config, cache=str(place.cache), device="cpu")
+    # Nobody beats for those that are started in this process.
+    return RunFile(config=config, cache=str(place.cache), device="cpu", watch_parent=False)
 
 
 def in_this_process(run: RunFile, folder: Path, heard, processes: int) -> int:

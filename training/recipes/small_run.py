@@ -104,13 +104,7 @@ def train_run(
     config: RunConfig, folder: Path, base_hashes: dict[str, str], device: str, train: Train
 ) -> Path:
     """Train (or go on with) a run in `folder`; its exports. Raises TrainingError with the last words."""
-    run = RunFile(
-        config=config,
-        cache=str(folder / "cache"),
-        device=device,
-        watch_parent=True,
-        base_hashes=base_hashes,
-    )
+    run = RunFile(config=config, cache=str(folder / "cache"), device=device, base_hashes=base_hashes)
     teller = Teller(config)
     code = train(run, folder, teller)
     if code != 0:
