@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,6 +38,8 @@ log = logging.getLogger("dreamomni")
 LARGEST_BYTES = 12 * 10**6
 """All files of the small model together."""
 LORAS = "loras"
+DONE = "done.json"
+"""In the folder of a finished run: what it was made of."""
 TOLD_EVERY = 50
 Train = Callable[[RunFile, Path, Heard], int]
 
@@ -100,10 +103,25 @@ class Teller:
             )
 
 
+def made_of(config: RunConfig, folder: Path, base_hashes: dict[str, str]) -> dict[str, Any]:
+    """What a run's weights depend on: its settings, its base and its samples."""
+    place, side = RunFolder(folder=folder, cache=folder / "cache"), config.stages[0].resolution
+    samples = [path for path in (place.recipe(side), place.manifest(side)) if path.is_file()]
+    hashes = [file_sha256(path) for path in samples]
+    return {"config": to_json(config), "base_hashes": base_hashes, "samples": hashes}
+
+
 def train_run(
     config: RunConfig, folder: Path, base_hashes: dict[str, str], device: str, train: Train
 ) -> Path:
-    """Train (or go on with) a run in `folder`; its exports. Raises TrainingError with the last words."""
+    """Train (or go on with) a run in `folder`; its exports. Raises TrainingError with the last words.
+
+    A finished run is left as it is: safetensors orders a file's metadata by chance, so weights written again
+    have another hash, and all that was trained on them would begin anew.
+    """
+    exports, done, inputs = folder / EXPORTS, folder / DONE, made_of(config, folder, base_hashes)
+    if exports.is_dir() and done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs:
+        return exports
     run = RunFile(config=config, cache=str(folder / "cache"), device=device, base_hashes=base_hashes)
     teller = Teller(config)
     code = train(run, folder, teller)
@@ -111,7 +129,8 @@ def train_run(
         raise TrainingError(f"{config.name} ended with code {code}.\n{log_tail(folder)}")
     if teller.is_cancelled:
         raise TrainingError(f"{config.name} was stopped; the same command goes on from its checkpoint")
-    return folder / EXPORTS
+    write_json(done, inputs)
+    return exports
 
 
 def train_base(recipe: SmallRecipe, work: Path, device: str, train: Train) -> Path:

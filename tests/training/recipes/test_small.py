@@ -12,6 +12,7 @@ from pack.dit.dreamomni.storage import load_network, read_index
 from pack.training.config import RunConfig
 from pack.training.config_json import from_json, to_json
 from pack.training.evaluation.cases import held_out_cases
+from pack.training.events import Heard
 from pack.training.families import load_family
 from pack.training.launch import TrainingError
 from pack.training.recipes import small_run
@@ -19,6 +20,7 @@ from pack.training.recipes.repeat import check_repeat
 from pack.training.recipes.small import Refinement, SmallRecipe
 from pack.training.recipes.small_tasks import BASE_TASKS, LORA_TASKS
 from pack.training.recipes.small_vlm import SmallVLMConfig, write_small_vlm
+from pack.training.run_file import RunFile
 from pack.training.synthesis.config import TASK_WEIGHTS
 from pack.vlm.inputs import build_inputs, image_token_id
 from PIL import Image
@@ -102,6 +104,34 @@ def test_a_second_call_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
     for steps in (3, 3, 5):
         small_run.train_base(tiny_recipe(steps=steps), tmp_path, "cpu", trained)
     assert len(trained.losses["small-base"]) == 5
+
+
+def test_what_is_finished_is_left_as_it_is(tmp_path: Path) -> None:
+    recipe, trained, begun = tiny_recipe(), TrainHere(), list[str]()
+
+    def breaks_down(run: RunFile, folder: Path, heard: Heard) -> int:
+        begun.append(run.config.name)
+        return 1 if run.config.name == "small-edit-lora" else trained(run, folder, heard)
+
+    def all_files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+    with pytest.raises(TrainingError, match="small-edit-lora ended with code 1"):
+        small_run.train_small(recipe, tmp_path / "work", tmp_path / "out", "cpu", breaks_down)
+    assert begun == ["small-base", "small-refined-1", "small-edit-lora"]
+    before = all_files()
+    small_run.train_small(recipe, tmp_path / "work", tmp_path / "out", "cpu", trained)
+    after = all_files()
+    assert before.items() <= after.items(), "nothing that was finished is written again"
+    assert {name: len(losses) for name, losses in trained.losses.items()} == {
+        "small-base": 2,
+        "small-refined-1": 1,
+        "small-edit-lora": 3,
+        "small-generate-lora": 2,
+    }
+    longer = dataclasses.replace(recipe, steps=3)
+    small_run.train_base(longer, tmp_path / "work", "cpu", trained)
+    assert len(trained.losses["small-base"]) == 3, "other settings are another run"
 
 
 def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
