@@ -39,7 +39,7 @@ def check_types() -> int:
         for name, place in ((".venv", environment_dir()), (".comfyui", comfyui_dir())):
             settings = settings.replace(f'"{name}"', json.dumps(str(place)))
         (copy / "pyproject.toml").write_text(settings)
-        return subprocess.run([environment_program("ty"), "check", "-q"], cwd=copy).returncode
+        return subprocess.run([environment_program("ty"), "check"], cwd=copy).returncode
 
 
 def source_files() -> list[str]:

@@ -1,8 +1,9 @@
-"""What the type check says when git does not name the source files."""
+"""What the type check says: of a wrong type, and when git does not name the source files."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def test_why_git_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(places.SetupError, match=r"git says: .*dubious ownership"):
         checks.source_files()
+
+
+def test_a_wrong_type_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(places.ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "wrong.py").write_text('number: int = "one"\n')
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    assert checks.check_types() == 1
+    printed = "".join(capfd.readouterr())
+    assert "wrong.py:1" in printed and "not assignable to `int`" in printed
 
 
 def test_without_git_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
