@@ -133,7 +133,7 @@ class StickerDataset(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="A folder inside ComfyUI's input folder with cut-out pictures (PNG, WebP, "
-                    "SVG), an emoji package or iconify JSON. Empty: drawn shapes only.",
+                    "GIF, SVG), an emoji package or iconify JSON. Empty: drawn shapes only.",
                 ),
                 node_input(
                     io.String,

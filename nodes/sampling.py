@@ -31,7 +31,7 @@ class Solver(io.ComfyNode):
             display_name="Solver",
             category=f"{CATEGORY}/sampling",
             description="A solver for SamplerCustomAdvanced. adams-2 needs far fewer steps than euler "
-            "when it is used with the beta schedule.",
+            "when Schedule's shift is beta.",
             search_aliases=["sampler", "adams", "fewer steps", "KSamplerSelect"],
             inputs=[
                 node_input(

@@ -52,8 +52,9 @@ class VaePictures:
         channels = latent_format.latent_channels
         if probe.ndim != 4 or probe.shape[1] != channels:
             raise ValueError(
-                f"the VAE makes latents of the shape {tuple(probe.shape)}; this base is trained on "
-                f"{channels} channels (batch, {channels}, height, width). Connect the VAE of the base."
+                f"the VAE makes latents of the shape {tuple(probe.shape)}; this network works on {channels} "
+                f"channels (batch, {channels}, height, width). Connect the VAE of the base; for a new "
+                "DreamOmni network that is Flux's or a small one."
             )
         self.identity = tensors_key("vae", [latent_format.process_in(probe)])
 

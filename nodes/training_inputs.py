@@ -85,7 +85,8 @@ def resume_input() -> io.Input:
         options=resume_choices(),
         default=CONTINUE,
         optional=True,
-        tooltip="Go on with a run of this name if there is one, insist on a new one, or pick an old run.",
+        tooltip="Go on with a run of this name if there is one, insist on a new one, or pick an old run: "
+        "its name then counts instead of run_name.",
     )
 
 

@@ -23,6 +23,8 @@ FORMAT = "dreamomni-1"
 WEIGHTS, CONFIG = "dit.safetensors", "config.json"
 VAE_WEIGHTS = "vae.safetensors"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+MODEL_PARTS = f"A DreamOmni folder holds {CONFIG}, {WEIGHTS}, vlm/ and vae/; train one with 'Train DreamOmni'"
+VAE_PARTS = f"A small VAE's folder holds {CONFIG} and {VAE_WEIGHTS}; train one with 'Train Small VAE'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +97,10 @@ def save_vae(folder: Path, vae: SmallVAE) -> list[Path]:
     return [folder / VAE_WEIGHTS, folder / CONFIG]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; FileNotFoundError or ValueError naming the file."""
+def read_json(path: Path, parts: str = MODEL_PARTS) -> dict[str, Any]:
+    """The object in a JSON file; FileNotFoundError (saying what its folder holds) or ValueError naming it."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing. A DreamOmni folder holds {CONFIG}, {WEIGHTS}, vlm/ and vae/; "
-            "train one with 'Train DreamOmni' or copy all of its files."
-        )
+        raise FileNotFoundError(f"{path} is missing. {parts} or copy all of its files.")
     try:
         values = json.loads(path.read_text("utf-8"))
     except ValueError as err:
@@ -162,7 +161,7 @@ def load_network(
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> SmallVAE:
     """The small VAE in `folder` (config.json and vae.safetensors)."""
-    vae = SmallVAE(SmallVAEConfig.from_mapping(read_json(folder / CONFIG)), dtype=dtype)
+    vae = SmallVAE(SmallVAEConfig.from_mapping(read_json(folder / CONFIG, VAE_PARTS)), dtype=dtype)
     weights = read_weights(folder / VAE_WEIGHTS)
     faults = vae.load_state_dict(weights, strict=False) if _shapes_fit(vae, weights) else None
     if faults is None or faults.missing_keys or faults.unexpected_keys:

@@ -229,7 +229,7 @@ def test_encoders_of_another_model_are_refused_before_any_work() -> None:
 
     import comfy.latent_formats
 
-    with pytest.raises(ValueError, match=r"shape \(1, 16, 8, 8\); this base is trained on 4 channels"):
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 8, 8\); this network works on 4 channels"):
         VaePictures(ToyVae(), comfy.latent_formats.SDXL())
 
     class WithoutPooled(ToyClip):

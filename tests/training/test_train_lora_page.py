@@ -18,8 +18,8 @@ from pack.training.session import make_trainable
 
 PAGES = Path(__file__).parents[2] / "web" / "docs"
 PAGE = (PAGES / "DreamOmniTrainLoRA.md").read_text("utf-8")
-WORDS = 256
-"""Tokens to which ComfyUI fills up a short prompt of FLUX."""
+WORDS = 512
+"""Tokens to which the training workflows fill up a short prompt of FLUX."""
 PATCH = 16
 """Pixels a side that one token of FLUX stands for."""
 

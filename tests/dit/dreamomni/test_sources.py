@@ -24,6 +24,11 @@ def test_lines_become_points() -> None:
     )
 
 
+def test_points_of_an_editor_are_read_as_lines_without_goals() -> None:
+    edited = '[{"x": 10, "y": 10.0}, {"x": 20.5, "y": 10, "other": null}]'
+    assert points_from_text(edited, ROTATE, angle=-62) == points_from_text("10, 10\n20.5, 10", ROTATE, -62)
+
+
 @pytest.mark.parametrize(
     ("text", "operation", "message"),
     [
@@ -35,6 +40,11 @@ def test_lines_become_points() -> None:
         ("1, 1 -> 2, 2; 3, 3 -> 4, 4", ROTATE, "the first point of rotate is the centre"),
         ("1, 1; 2, 2", ROTATE, "the rotation is 0 degrees"),
         ("1, 1; 2, 2", SCALE, "the scale factor is 1"),
+        ('[{"x": 1, "y": 2}]', MOVE, "move needs a goal"),
+        ('[{"x": 1}]', SCALE, "begin with '\\[' but are no list .* per line"),
+        ("[1, 2]", SCALE, "begin with '\\[' but are no list"),
+        ("[1, 2", SCALE, "begin with '\\[' but are no list"),
+        ("[]", SCALE, "no points given"),
     ],
 )
 def test_bad_lines_are_named(text, operation, message) -> None:

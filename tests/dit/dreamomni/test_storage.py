@@ -131,6 +131,8 @@ def test_a_bad_config_is_named(tmp_path, text: str, message: str) -> None:
 def test_an_empty_folder_says_what_belongs_there(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*dit\.safetensors, vlm/ and vae/"):
         read_index(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing\. A small VAE's folder holds .* VAE'"):
+        load_vae(tmp_path)
 
 
 def test_a_vae_that_is_not_its_config_is_named(written) -> None:
