@@ -236,7 +236,8 @@ class TrainDreamOmni(io.ComfyNode):
                     io.Vae,
                     "vae",
                     optional=True,
-                    tooltip="For small and paper-2.5b: Flux's or a small one; a small VAE travels with the result.",
+                    tooltip="For small and paper-2.5b: Flux's or a small one; a small VAE travels with "
+                    "the result.",
                 ),
                 seed_input("Fixes everything that is drawn."),
                 resume_input(),

@@ -45,7 +45,7 @@ def read_list(text: str) -> list[Line]:
         lines: list[Line] = [(float(point["x"]), float(point["y"]), None) for point in json.loads(text)]
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(
-            f"points begin with '[' but are no list like [{{\"x\": 120, \"y\": 80}}] ({error}); or write one "
+            f'points begin with \'[\' but are no list like [{{"x": 120, "y": 80}}] ({error}); or write one '
             f"per line, like {EXAMPLE!r}"
         ) from error
     if not lines:

@@ -131,7 +131,7 @@ def test_a_bad_config_is_named(tmp_path, text: str, message: str) -> None:
 def test_an_empty_folder_says_what_belongs_there(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*dit\.safetensors, vlm/ and vae/"):
         read_index(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing\. A small VAE's folder holds .* VAE'"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing\. A small VAE's folder holds"):
         load_vae(tmp_path)
 
 
