@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ..dit.safetensors_files import open_weights
 from ..dit.whole_files import PARTIAL, flush_to_disk
 from .files import file_sha256, require_space, write_json, write_tensors
 
 log = logging.getLogger("dreamomni")
 
 KEPT = 2
-FOLDER = re.compile(r"step-(\d{9})")
+ASIDE = ".old-"
+"""How the name of a checkpoint begins while another of its step takes its place, or after a kill then."""
+FOLDER = re.compile(rf"(?:{re.escape(ASIDE)})?step-(\d{{9}})")
 STATE, TENSORS, MANIFEST = "state.json", "state.safetensors", "manifest.json"
 
 
@@ -45,12 +47,19 @@ def checkpoint_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     matches = [FOLDER.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir()]
-    return sorted(int(match.group(1)) for match in matches if match)
+    return sorted({int(match.group(1)) for match in matches if match})
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` steps."""
-    return folder / f"step-{step:09d}"
+    """Folder of the checkpoint after `step` steps: also one put aside whose successor never came."""
+    final, aside = places(folder, step)
+    return aside if aside.is_dir() and not final.exists() else final
+
+
+def places(folder: Path, step: int) -> tuple[Path, Path]:
+    """Where the checkpoint after `step` steps lies, and where it is put while another takes its place."""
+    name = f"step-{step:09d}"
+    return folder / name, folder / f"{ASIDE}{name}"
 
 
 def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None) -> Path:
@@ -64,11 +73,14 @@ def save_checkpoint(folder: Path, state: RunState, best_step: int | None = None)
         hashes = {name: file_sha256(partial / name, lambda: mark(partial)) for name in (TENSORS, STATE)}
         write_json(partial / MANIFEST, hashes)
         flush_to_disk(partial)
-        final = checkpoint_path(folder, state.step)
+        final, aside = places(folder, state.step)
         if final.exists():
-            shutil.rmtree(final)
+            # Not removed first: a kill in between would lose the newest state.
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(final, aside)
         os.replace(partial, final)
         flush_to_disk(folder)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     prune(folder, best_step)
@@ -83,7 +95,12 @@ def mark(folder: Path) -> None:
 
 def remove_partial(folder: Path) -> None:
     """Clear away what a killed run left half written."""
-    for leftover in folder.glob(f"{PARTIAL}*"):
+    leftovers = list(folder.glob(f"{PARTIAL}*"))
+    for step in checkpoint_steps(folder):
+        final, aside = places(folder, step)
+        if final.exists():
+            leftovers.append(aside)
+    for leftover in leftovers:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -91,7 +108,8 @@ def prune(folder: Path, best_step: int | None) -> None:
     """Keep the newest two checkpoints, and that of the best step where one was written at that step."""
     for step in checkpoint_steps(folder)[:-KEPT]:
         if step != best_step:
-            shutil.rmtree(checkpoint_path(folder, step), ignore_errors=True)
+            for place in places(folder, step):
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def damage(path: Path, files: Sequence[str] = (TENSORS, STATE)) -> str | None:
@@ -110,7 +128,10 @@ def load_checkpoint(path: Path) -> RunState:
     if fault is not None:
         raise ValueError(f"checkpoint {path} is damaged: {fault}")
     data = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return RunState(step=data["step"], tensors=load_file(path / TENSORS), data=data["data"])
+    with open_weights(path / TENSORS) as file:
+        # Copies: the optimizer keeps some of them, and Windows lets nobody remove a file that is mapped.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return RunState(step=data["step"], tensors=tensors, data=data["data"])
 
 
 def load_newest(folder: Path) -> tuple[RunState | None, list[str]]:
@@ -143,6 +164,8 @@ def put_aside_damaged(folder: Path, newer_than: int) -> None:
     """Rename the checkpoints that were passed over, so that whole ones need not make room for them."""
     for step in checkpoint_steps(folder):
         if step > newer_than:
-            path = checkpoint_path(folder, step)
-            shutil.rmtree(folder / f"damaged-{path.name}", ignore_errors=True)
-            path.rename(folder / f"damaged-{path.name}")
+            final, aside = places(folder, step)
+            damaged = folder / f"damaged-{final.name}"
+            shutil.rmtree(damaged, ignore_errors=True)
+            checkpoint_path(folder, step).rename(damaged)
+            shutil.rmtree(aside, ignore_errors=True)

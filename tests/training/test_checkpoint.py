@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pack.training.checkpoint import (
     load_checkpoint,
     load_newest,
     newest_data,
+    put_aside_damaged,
     save_checkpoint,
 )
 from pack.training.metrics import MetricsFile, read_lines, read_metrics
@@ -38,6 +40,60 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     newest, messages = load_newest(tmp_path)
     assert (newest.step, messages) == (6, [])
     assert newest.tensors["weight.a"].tolist() == [6.0] * 4
+
+
+class Killed(BaseException):
+    """Takes the place of a kill: nothing handles it."""
+
+
+@pytest.mark.parametrize("name", ["replace", "rmtree"])
+@pytest.mark.parametrize("calls", range(6))
+def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
+) -> None:
+    save_checkpoint(tmp_path, state(3))
+    owner = os if name == "replace" else shutil
+    real, left = getattr(owner, name), iter(range(calls))
+
+    def killed(*arguments: object, **options: object) -> object:
+        # The clean-up of a process that is killed does not happen either.
+        if next(left, None) is None:
+            raise Killed
+        return real(*arguments, **options)
+
+    newer = RunState(step=3, tensors={"weight.a": torch.full((4,), 7.0)}, data={"step": 7})
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(owner, name, killed)
+        save_checkpoint(tmp_path, newer)
+    found, messages = load_newest(tmp_path)
+    assert (found.step, messages, checkpoint_steps(tmp_path)) == (3, [], [3])
+    assert newest_data(tmp_path) in ({"step": 3}, {"step": 7})
+    assert found.tensors["weight.a"].tolist() == [float(found.data["step"])] * 4
+
+    save_checkpoint(tmp_path, newer)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]
+    assert newest_data(tmp_path) == {"step": 7}
+
+
+def test_a_checkpoint_put_aside_is_counted_pruned_and_known_as_damaged(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        save_checkpoint(tmp_path, state(step))
+        if step in (1, 2):
+            checkpoint_path(tmp_path, step).rename(tmp_path / f".old-step-{step:09d}")
+    assert checkpoint_steps(tmp_path) == [3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000003", "step-000000004"]
+    checkpoint_path(tmp_path, 4).rename(tmp_path / ".old-step-000000004")
+    (checkpoint_path(tmp_path, 4) / "state.json").write_text("{")
+    assert load_newest(tmp_path)[0].step == 3
+    put_aside_damaged(tmp_path, newer_than=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-000000004", "step-000000003"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the kernel's list of maps")
+def test_a_loaded_checkpoint_holds_its_file_no_more(tmp_path: Path) -> None:
+    loaded = load_checkpoint(save_checkpoint(tmp_path, state(1)))
+    assert loaded.tensors["weight.a"].tolist() == [1.0] * 4
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
