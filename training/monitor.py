@@ -11,6 +11,13 @@ GRACE_STEPS = 50
 DIVERGED_FACTOR = 4.0
 SUSPECT_FACTOR = 2.0
 NON_FINITE_LIMIT = 3
+FLOOR = 0.02
+"""The least that `lowest` counts as.
+
+Where a loss is as good as zero, multiples of it tell nothing: one batch may be fifty of them. Above twice the
+floor the smoothed loss comes only by a batch with a cross entropy over 2, or by many in a row. A network that
+went wrong is far above four times the floor: a velocity guessed as zero has a loss of about 1 or more.
+"""
 
 
 @dataclass(slots=True)
@@ -36,6 +43,10 @@ class LossMonitor:
             self.lowest = min(self.lowest, self.value)
         return True
 
+    def begun_anew(self) -> LossMonitor:
+        """One for losses of another scale; steps that failed in a row are counted on."""
+        return LossMonitor(non_finite_in_a_row=self.non_finite_in_a_row)
+
     @property
     def value(self) -> float:
         """The smoothed loss."""
@@ -45,14 +56,18 @@ class LossMonitor:
         """Why the run cannot go on, or None."""
         if self.non_finite_in_a_row >= NON_FINITE_LIMIT:
             return f"the loss or its gradient was not finite {self.non_finite_in_a_row} steps in a row"
-        if self.seen > GRACE_STEPS and self.value > DIVERGED_FACTOR * self.lowest:
+        if self.seen > GRACE_STEPS and self.exceeds(DIVERGED_FACTOR):
             return f"the smoothed loss {self.value:.4g} is {DIVERGED_FACTOR:g} x its lowest {self.lowest:.4g}"
         return None
 
     @property
     def is_suspect(self) -> bool:
         """Whether the weights may be going wrong, so that no checkpoint should replace a good one."""
-        return self.non_finite_in_a_row > 0 or self.value > SUSPECT_FACTOR * self.lowest
+        return self.non_finite_in_a_row > 0 or self.exceeds(SUSPECT_FACTOR)
+
+    def exceeds(self, factor: float) -> bool:
+        """Whether the smoothed loss is more than `factor` times its lowest, or the floor if that is more."""
+        return self.value > factor * max(self.lowest, FLOOR)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -161,7 +161,7 @@ class Trainer:
             self._opened = (index, store, runner, held_out)
             if session.best_stage != index:
                 session.best_stage = index
-                self.forget_best()
+                self.forget_losses()
             self.emit(
                 {
                     "event": "stage",
@@ -173,6 +173,11 @@ class Trainer:
                 }
             )
         return *self._opened[1:], session.step - before
+
+    def forget_losses(self) -> None:
+        """Measure the loss anew, for the best weights and for a divergence: its scale is another now."""
+        self.session.monitor = self.session.monitor.begun_anew()
+        self.forget_best()
 
     def forget_best(self) -> None:
         """Begin anew to look for the best weights: losses of pictures of another size are no measure."""
@@ -345,7 +350,7 @@ class Trainer:
         if same_sizes(saved, self.session):
             self.require_best()
         else:
-            self.forget_best()
+            self.forget_losses()
 
     def last_fingerprint(self, step: int) -> str:
         """The fingerprint of the samples that step `step` was made with, as they are now."""
