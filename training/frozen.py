@@ -85,10 +85,13 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (..., in) to (..., out), in autocast's dtype where it is on."""
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))
-        return FrozenMatmul.apply(input, self)
+        return FrozenMatmul.apply(as_autocast(input), self)
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """Features in autocast's dtype where it is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def frozen_linear(linear: nn.Linear, memory: MemoryConfig, device: torch.device) -> nn.Module:
@@ -129,6 +132,8 @@ def nf4_linear(linear: nn.Linear, device: torch.device) -> nn.Module:
     small.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
     if linear.bias is not None:
         small.bias = nn.Parameter(linear.bias.data.to(device, torch.bfloat16), requires_grad=False)
+    # It answers in the dtype it is asked in, which behind a norm is fp32: twice the memory for activations.
+    small.register_forward_pre_hook(lambda layer, inputs: tuple(map(as_autocast, inputs)))
     return small
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pack.training import optimizers, process
-from pack.training.adapters import lora_off
+from pack.training.adapters import inject_lora, lora_off
 from pack.training.checkpoint import checkpoint_steps, load_newest
 from pack.training.config import (
     AdapterConfig,
@@ -22,7 +22,7 @@ from pack.training.config import (
     ValidationConfig,
 )
 from pack.training.families.kontext import KontextFamily
-from pack.training.frozen import frozen_linear
+from pack.training.frozen import frozen_linear, hold_frozen
 from pack.training.memory import session_footprint
 from pack.training.optimizers import require_packages
 from pack.training.session import Session
@@ -128,6 +128,24 @@ def test_a_lora_on_an_nf4_base_learns_and_leaves_the_base_alone(tmp_path: Path) 
     with torch.no_grad(), session.autocast(), lora_off(session.network):
         off = family.loss(session.network, batch, noise, sigmas, config).item()
     assert off == pytest.approx(losses[0], rel=1e-3)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_nf4_layer_answers_in_autocasts_dtype_as_the_others_do(adapted: bool) -> None:
+    dtypes = {}
+    for precision in ("bf16", "int8", "nf4"):
+        network = nn.Sequential(nn.Linear(64, 64))
+        hold_frozen(network, MemoryConfig(precision=precision), CPU)
+        if adapted:
+            inject_lora(network, AdapterConfig(rank=2, alpha=2), ["0"], seed=0)
+        x = torch.randn(2, 64, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = network(x)
+        y.float().square().sum().backward()
+        assert x.grad is not None and x.grad.dtype == torch.float32 and x.grad.any()
+        dtypes[precision] = y.dtype, network(x).dtype
+    assert dtypes == dict.fromkeys(dtypes, (torch.bfloat16, torch.float32))
 
 
 @needs_bitsandbytes
