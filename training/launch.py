@@ -31,6 +31,8 @@ from .trainer import CHECKPOINTS, EXPORTS, RunFolder
 WORKER = Path(__file__).with_name("worker.py")
 IDLE_SECONDS = 0.5
 CANCEL_SECONDS = 120.0
+RANKS_SECONDS = 35.0
+"""How long a launcher may take to end its processes: it kills those that are left after 30 seconds."""
 BEAT_SECONDS = 5.0
 MAX_RESTARTS = 3
 TAIL_CHARACTERS = 5000
@@ -159,13 +161,22 @@ class Worker:
         """Kill the process and its children."""
         assert self.process is not None
         if os.name == "nt":
+            tree = ["taskkill", "/T", "/F", "/PID", str(self.process.pid)]
+            subprocess.run(tree, capture_output=True, check=False)
             self.process.kill()
         else:
-            try:
+            if self.num_processes > 1:
+                self.end_ranks()
+            with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
         self.process.wait()
+
+    def end_ranks(self) -> None:
+        """Have the launcher end its processes: each has a session of its own, out of our signals' reach."""
+        assert self.process is not None
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(RANKS_SECONDS)
 
 
 def half_written(folder: Path) -> dict[Path, tuple[int, int]]:
