@@ -30,7 +30,8 @@ def check_resume(config: RunConfig, folder: Path) -> None:
 
 
 def require_device(config: RunConfig) -> None:
-    """Raise ValueError when a large network would have to be trained on the CPU."""
+    """Raise ValueError for a large network that only a CPU could train, or a precision the device lacks."""
+    require_eight_bit_floats(config)
     files = [file for part in base_parts(config).values() for file in part]
     size = sum(file.stat().st_size for file in files)
     host, worker = comfy.model_management.get_torch_device().type, chosen_device("auto", rank=0).type
@@ -42,6 +43,16 @@ def require_device(config: RunConfig) -> None:
         "CUDA (NVIDIA, AMD with ROCm) and Apple's MPS only. Start ComfyUI with a CUDA device (check "
         "nvidia-smi and leave --cpu out)."
     )
+
+
+def require_eight_bit_floats(config: RunConfig) -> None:
+    """Raise ValueError when the base is to be held in fp8 on a device that has no such numbers."""
+    held = config.adapter is not None and config.memory.precision == "fp8"
+    if held and chosen_device("auto", rank=0).type == "mps":
+        raise ValueError(
+            "the base is to be held in fp8, which Apple's MPS has no numbers for. Set precision to int8, "
+            "which takes as little memory, or to bf16."
+        )
 
 
 def require_readable(config: RunConfig) -> None:

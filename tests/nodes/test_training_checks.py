@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -305,3 +306,27 @@ def test_a_cancel_is_noticed_while_the_worker_is_quiet(monkeypatch: pytest.Monke
     comfy.model_management.interrupt_current_processing(True)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         listener(None)
+
+
+@pytest.mark.parametrize("preset", ["hobby", "8 GB", "references for less", "joint"])
+def test_a_base_in_fp8_is_refused_on_mps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    from pack.nodes import training_checks
+    from pack.training.config import AdapterConfig, RunConfig
+    from pack.training.presets import PRESETS
+
+    (base := tmp_path / "base.safetensors").write_bytes(b"x")
+
+    def config(**changes: str) -> RunConfig:
+        memory = replace(PRESETS[preset].memory, **changes)
+        parts = {"transformer": str(base)}
+        return RunConfig(name="x", family="kontext", base=parts, memory=memory, adapter=AdapterConfig())
+
+    device = "mps"
+    monkeypatch.setattr(training_checks, "chosen_device", lambda name, rank: torch.device(device))
+    with pytest.raises(ValueError, match=r"MPS has no numbers for\. Set precision to int8.*or to bf16"):
+        training_checks.require_device(config())
+    training_checks.require_device(config(precision="int8"))
+    device = "cuda"
+    training_checks.require_device(config())
