@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Generator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial-"
@@ -42,7 +42,14 @@ def temporary_beside(path: Path) -> Path:
 def clear_partial_files(folder: Path) -> None:
     """Remove the unfinished files that a crash left in a folder in which nobody else writes."""
     for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"*{OLD_SUFFIX}")):
-        left.unlink()
+        if left.is_file():
+            with suppress(PermissionError):  # on Windows another program may hold it; a later time will do
+                left.unlink()
+
+
+def copy_finished(source: Path, target: Path) -> None:
+    """Copy a folder to a new place, but for what a crash left unfinished in it."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(f"{PARTIAL}*"))
 
 
 @contextmanager
@@ -52,9 +59,39 @@ def whole_file(path: Path) -> Generator[Path]:
     try:
         yield partial
         flush_to_disk(partial)
-        partial.replace(path)
+        put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Let a finished file take the place of `path`; PermissionError says what to do where one is held."""
+    try:
+        partial.replace(path)
+    except PermissionError as error:
+        if not path.is_file():
+            raise
+        exchange(partial, path, error)
+
+
+def exchange(partial: Path, path: Path, refused: PermissionError) -> None:
+    """Replace a file that a program on Windows has mapped: it can be renamed there, though not replaced."""
+    aside = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        raise PermissionError(
+            f"{path} could not be replaced ({refused}): a program holds it, likely a ComfyUI that has loaded "
+            "it, or the file or its folder may not be written. Unload the models there or restart it, then "
+            "try again. Nothing is lost: the file is as it was."
+        ) from error
+    try:
+        partial.replace(path)
+    except OSError:
+        aside.replace(path)
+        raise
+    with suppress(PermissionError):  # still held: `clear_partial_files` removes it another time
+        aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..dit.dreamomni.storage import CONFIG, read_json
-from ..dit.whole_files import whole_file, write_text
+from ..dit.whole_files import clear_partial_files, whole_file, write_text
 from ..training.checkpoint import checkpoint_steps
 from ..training.config import check_run_name
 from ..training.files import whole_folder, write_json
@@ -40,7 +40,12 @@ def publish_lora(run: TrainingRun) -> str:
     """Copy the finished LoRA into models/loras; its name as LoRA loaders list it."""
     name = lora_name(run.folder.name)
     target = published_folder("loras", name)
-    copy_file(best_export(run.folder), target)
+    source = best_export(run.folder)
+    clear_partial_files(target.parent)
+    try:
+        copy_file(source, target)
+    except PermissionError as error:
+        raise PermissionError(f"{error} The run is finished, its LoRA is kept as {source}.") from error
     OWN_WRITES.wrote(target)
     return name
 

@@ -7,7 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pack.dit.whole_files import clear_partial_files, temporary_beside, whole_file, whole_folder, write_text
+from pack.dit.whole_files import (
+    clear_partial_files,
+    copy_finished,
+    temporary_beside,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 
 
 class Killed(BaseException):
@@ -64,8 +71,64 @@ def test_what_a_crash_leaves_is_cleared_under_its_new_and_its_old_name(tmp_path:
     temporary_beside(tmp_path / "shard-000000.tar")
     (tmp_path / "shard-000000.tar.partial").touch()
     (tmp_path / "shard-000000.tar").touch()
+    (tmp_path / ".partial-folder").mkdir()
     clear_partial_files(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-folder", "shard-000000.tar"]
+    copy_finished(tmp_path, tmp_path.with_name("copy"))
+    assert [path.name for path in tmp_path.with_name("copy").iterdir()] == ["shard-000000.tar"]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, *refused: int) -> None:
+    """Windows answers so where a file to be replaced or removed is mapped: `refused` are the replacements."""
+    replace, calls = Path.replace, iter(range(9))
+
+    def once(path: Path, target: Path) -> Path:
+        if next(calls) in refused:
+            raise PermissionError("[WinError 5] Access is denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", once)
+
+
+@pytest.mark.parametrize("still_held", [False, True])
+def test_a_file_that_a_program_has_mapped_is_renamed_out_of_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, still_held: bool
+) -> None:
+    path, unlink = tmp_path / "mine.safetensors", Path.unlink
+    path.write_text("old")
+
+    def held(left: Path, missing_ok: bool = False) -> None:
+        if still_held and left.exists() and left.read_text() == "old":
+            raise PermissionError("[WinError 5] Access is denied")
+        unlink(left, missing_ok)
+
+    with monkeypatch.context() as patch:
+        refusing(patch, 0)
+        patch.setattr(Path, "unlink", held)
+        write_text(path, "new")
+        clear_partial_files(tmp_path)
+    assert path.read_text() == "new"
+    assert [left.read_text() for left in tmp_path.glob(".partial-*")] == ["old"] * still_held
+    clear_partial_files(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ((0, 1), r"mine\.safetensors could not be replaced .*WinError 5.*restart it.*as it was"),
+        ((0, 2), "WinError 5"),
+    ],
+)
+def test_a_file_that_cannot_be_renamed_either_is_left_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: tuple[int, ...], message: str
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_text("old")
+    refusing(monkeypatch, *refused)
+    with pytest.raises(PermissionError, match=message):
+        write_text(path, "new")
+    assert [(left, left.read_text()) for left in tmp_path.iterdir()] == [(path, "old")]
 
 
 @pytest.mark.parametrize("error", [Killed, PermissionError])

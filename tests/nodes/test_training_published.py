@@ -135,3 +135,26 @@ def test_a_merged_vlm_keeps_what_users_put_beside_it(
         assert (published / "notes.txt").is_file() == (strength == 2)
         (published / "notes.txt").write_text("mine")
     assert [entry.name for entry in published.parent.iterdir()] == ["mine"]
+
+
+def test_a_lora_that_a_program_holds_says_where_the_new_one_is_kept(
+    models_dir: Path, output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pack.nodes.training_folders import TrainingRun, runs_root
+    from pack.nodes.training_results import publish_lora
+
+    run = TrainingRun(runs_root() / "mine")
+    (run.folder / "exports").mkdir(parents=True)
+    (run.folder / "exports" / "last.safetensors").write_text("new")
+    published = models_dir / "loras" / publish_lora(run)
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError("[WinError 5] Access is denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(PermissionError, match=r"mine\.safetensors could not be replaced.*is kept as"):
+            publish_lora(run)
+    (published.parent / ".partial-held").touch()  # as an earlier time leaves the older LoRA on Windows
+    publish_lora(run)
+    assert [path.name for path in published.parent.iterdir()] == ["mine.safetensors"]
