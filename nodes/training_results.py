@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..dit.dreamomni.storage import CONFIG, read_json
-from ..dit.whole_files import clear_partial_files, whole_file, write_text
+from ..dit.whole_files import clear_partial_files, copy_finished, whole_file, write_text
 from ..training.checkpoint import checkpoint_steps
 from ..training.config import check_run_name
 from ..training.files import whole_folder, write_json
@@ -92,7 +92,7 @@ def publish_folder(run: TrainingRun, key: str, make: Callable[[Path], object]) -
 
 def publish_export(run: TrainingRun, key: str) -> str:
     """Copy an exported folder to models/<key>/<run name>; that name."""
-    return publish_folder(run, key, lambda folder: shutil.copytree(best_export(run.folder), folder))
+    return publish_folder(run, key, lambda folder: copy_finished(best_export(run.folder), folder))
 
 
 def publish_network(run: TrainingRun) -> str:
@@ -100,7 +100,7 @@ def publish_network(run: TrainingRun) -> str:
     older = published_folder("dreamomni", run.folder.name)
 
     def make(folder: Path) -> None:
-        shutil.copytree(best_export(run.folder), folder)
+        copy_finished(best_export(run.folder), folder)
         keep_vae_name(older, folder)
 
     return publish_folder(run, "dreamomni", make)

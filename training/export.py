@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..dit.whole_files import clear_partial_files
 from .adapters import saved_lora
 from .config import RunConfig
 from .config_json import config_hash, to_json
@@ -50,6 +51,8 @@ def public_recipe(config: RunConfig) -> dict[str, object]:
 
 def export(session: Session, folder: Path, name: str, base_hashes: Mapping[str, str]) -> list[Path]:
     """Write the weights as they are now to `folder`; the files written."""
+    for place in (folder, folder / name):
+        clear_partial_files(place)  # else what a killed run left would be given away with the model
     with session.saved_weights() as weights:
         metadata = recipe_metadata(session, session.step, base_hashes)
         if session.config.adapter is None:

@@ -137,6 +137,22 @@ def test_a_merged_vlm_keeps_what_users_put_beside_it(
     assert [entry.name for entry in published.parent.iterdir()] == ["mine"]
 
 
+def test_what_a_crash_left_in_an_export_is_not_given_away(models_dir: Path, output_dir: Path) -> None:
+    from pack.nodes.training_folders import TrainingRun, runs_root
+    from pack.nodes.training_results import publish_export, publish_network
+
+    run = TrainingRun(runs_root() / "mine")
+    index = {"format": "dreamomni-1", "network": {}, "vlm": "vlm", "vae": "vae"}
+    for name, text in {"config.json": json.dumps(index), ".partial-1": "", "vae/.partial-2": ""}.items():
+        path = run.folder / "exports" / "last" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    publish_network(run)
+    publish_export(run, "vlm")
+    for key in ("dreamomni", "vlm"):
+        assert list(files_of(models_dir / key / "mine")) == ["config.json"]
+
+
 def test_a_lora_that_a_program_holds_says_where_the_new_one_is_kept(
     models_dir: Path, output_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

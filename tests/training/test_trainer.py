@@ -234,6 +234,16 @@ def test_damaged_checkpoints_make_no_room_for_themselves_and_no_run_begins_again
     assert (place.folder / "exports" / "last.safetensors").read_bytes() == before
 
 
+def test_what_a_kill_left_among_the_exports_is_cleared_by_the_next_one(tmp_path: Path) -> None:
+    place = toy_place(tmp_path)
+    left = [place.folder / "exports" / name for name in (".partial-1", "last/.partial-2")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert toy_trainer(toy_config(steps=1), place)[0].run() == "finished"
+    assert not any(path.exists() for path in left)
+
+
 def test_a_loss_that_grows_fourfold_is_a_divergence() -> None:
     from pack.training.monitor import LossMonitor
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from ...dit.whole_files import copy_finished
 from ..cache import TensorCache
 from ..config import RunConfig
 from ..config_json import to_json
@@ -210,7 +210,7 @@ def folder_size(folder: Path) -> int:
 def assemble(recipe: SmallRecipe, model: Path, loras: dict[str, Path], out: Path) -> Path:
     """Write the finished folder; ValueError (nothing is written) when it would be too large."""
     with whole_folder(out) as partial:
-        shutil.copytree(model, partial)
+        copy_finished(model, partial)
         for task, path in loras.items():
             in_bf16(path, partial / LORAS / f"{task}.safetensors")
         write_json(partial / RECIPE, to_json(recipe))
