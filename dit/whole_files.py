@@ -5,6 +5,7 @@ Standard library only: the processes that draw datasets write here too, and do n
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -76,7 +77,11 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 def exchange(partial: Path, path: Path, refused: PermissionError) -> None:
     """Replace a file that a program on Windows has mapped: it can be renamed there, though not replaced."""
-    aside = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    name = f"{PARTIAL}{path.name}-"
+    for held in path.parent.glob(f"{glob.escape(name)}*"):
+        with suppress(PermissionError):  # from an earlier time; still held, it stays once more
+            held.unlink()
+    aside = path.with_name(f"{name}{uuid.uuid4().hex}")
     try:
         path.replace(aside)
     except OSError as error:
@@ -90,7 +95,7 @@ def exchange(partial: Path, path: Path, refused: PermissionError) -> None:
     except OSError:
         aside.replace(path)
         raise
-    with suppress(PermissionError):  # still held: `clear_partial_files` removes it another time
+    with suppress(PermissionError):  # still held: the next exchange removes it
         aside.unlink()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..dit.dreamomni.storage import CONFIG, read_json
-from ..dit.whole_files import clear_partial_files, copy_finished, whole_file, write_text
+from ..dit.whole_files import copy_finished, whole_file, write_text
 from ..training.checkpoint import checkpoint_steps
 from ..training.config import check_run_name
 from ..training.files import whole_folder, write_json
@@ -41,7 +41,6 @@ def publish_lora(run: TrainingRun) -> str:
     name = lora_name(run.folder.name)
     target = published_folder("loras", name)
     source = best_export(run.folder)
-    clear_partial_files(target.parent)
     try:
         copy_file(source, target)
     except PermissionError as error:
