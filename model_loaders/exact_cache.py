@@ -28,6 +28,8 @@ KEY = "dreamomni_reference_cache"
 PURPOSE = "the reference cache"
 MOVED_NOTE = "not enough GPU memory for the references: kept in system memory, steps are slower"
 
+NONE_NOTE = "no references in this run: nothing written, nothing read"
+
 
 class ExactCache:
     """The references of the present run, found in the store or written into it."""
@@ -72,6 +74,7 @@ class ExactCache:
     def fill(self, model: Any, wanted: Sequence[Wanted], options: dict[str, Any]) -> None:
         """Put every wanted reference into the run, writing those the store does not have."""
         if not wanted:
+            self.report(NONE_NOTE)
             return
         store = store_of(model)
         missing: dict[ReferenceKey, Wanted] = {}

@@ -206,9 +206,14 @@ class MaskedSource(io.ComfyNode):
         bottom: int = 0,
     ) -> io.NodeOutput:
         source, area = masked_source(flatten_on_white(image), mask, Border(left, top, right, bottom))
-        if not bool(area.any()):
-            show_note(cls, NOTHING_MASKED)
+        show_note(cls, mask_note(area))
         return io.NodeOutput(source, area)
+
+
+def mask_note(area: Tensor) -> str:
+    """How much is to be painted; always some text, so that no older one stays on the node."""
+    share = 100 * float(area.float().mean())
+    return f"{share:.3g} % of the picture is to be painted." if share else NOTHING_MASKED
 
 
 NODES = [LoadDreamOmni, DragPrompt, MaskedSource]

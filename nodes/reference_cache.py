@@ -21,6 +21,8 @@ from .types import CATEGORY
 
 MODES = ("exact", "stock", "off")
 LORA_NOTE = "LoRA found: exact is for LoRAs trained with 'references for less'; others lose likeness."
+EXACT_NOTE = "exact: references are computed once, when a run begins."
+OFF_NOTE = "off: nothing is kept."
 STOCK_NOTE = "stock mode is an approximation; compare with off before you rely on it."
 
 
@@ -102,6 +104,7 @@ class ReferenceCache(io.ComfyNode):
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         if mode == "off":
+            show_note(cls, OFF_NOTE)
             return io.NodeOutput(detach_reference_cache(model))
         if mode == "stock":
             show_note(cls, STOCK_NOTE)
@@ -114,6 +117,7 @@ def attach_exact(node: type[io.ComfyNode], model: Any, precision: str, lora_on_r
     """The model with the exact cache, whose runs report on the node."""
     settings = CacheSettings(precision=precision, lora_on_references=lora_on_references)
     if not has_loras(model):
+        show_note(node, EXACT_NOTE)
         return attach_reference_cache(model, settings, reporter(node))
     show_note(node, LORA_NOTE)
     return attach_reference_cache(model, settings, reporter(node, LORA_NOTE))

@@ -166,6 +166,7 @@ class RewritePrompt(io.ComfyNode):
         if passed is not None:
             prompt, note = passed
             show_note(cls, note)
+            show_live_text(cls, "")
             return io.NodeOutput(prompt, f"[{note}]")
         reply = ask_vlm(cls, vlm, references, instruction, max_new_tokens)
         return io.NodeOutput(parse_reply(reply.text, reply.complete), reply.text)
@@ -282,8 +283,8 @@ def ask_vlm(
     """The VLM's reply, with progress, cancelling and the text so far on the node."""
     if vlm is None:
         raise ValueError("no VLM is connected; connect Load VLM, or turn rewrite off.")
-    if references.batch_size > 1:
-        show_note(node, f"image_1 is a batch of {references.batch_size}: the prompt is made for its first.")
+    # Before the reply too: without one an earlier note, such as that rewriting is off, would stay.
+    show_note(node, with_batch("The VLM is asked.", references))
     request = RewriteRequest(
         instruction=instruction,
         task=references.task.value,
@@ -293,7 +294,14 @@ def ask_vlm(
     )
     reply = ask(vlm, request, REPLIES, live_text(node, max_new_tokens))
     show_live_text(node, reply.text)
+    show_note(node, with_batch(f"Written by the VLM: {reply.num_tokens} tokens.", references))
     return reply
+
+
+def with_batch(note: str, references: ReferenceSet) -> str:
+    """The note, and which picture of a batch was looked at."""
+    count = references.batch_size
+    return note if count == 1 else f"{note} image_1 is a batch of {count}: the prompt is made for its first."
 
 
 def live_text(node: type[io.ComfyNode], max_new_tokens: int) -> Callable[[TokenStream], None]:

@@ -138,7 +138,18 @@ def test_a_lora_in_exact_mode_is_noted_and_stays_noted(model: Any, caplog: pytes
     report = "references: {} written, {} reused, 0 MB kept"
     with caplog.at_level("INFO", logger="dreamomni"):
         sampled(node(model, "exact"), [ONE])
-        assert told() == [report.format(1, 0)]
+        assert told() == ["exact: references are computed once, when a run begins.", report.format(1, 0)]
         caplog.clear()
         sampled(node(patched, "exact"), [ONE])
     assert told() == [note, f"{report.format(0, 1)}\n{note}"]
+
+
+def test_no_note_of_another_mode_or_run_stays(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A node keeps its last text until another one comes."""
+    with caplog.at_level("INFO", logger="dreamomni"):
+        target = node(model, "exact")
+        sampled(target, [ONE])
+        sampled(target, [])
+        assert caplog.messages[-1] == "no references in this run: nothing written, nothing read"
+        node(model, "off")
+    assert caplog.messages[-1] == "off: nothing is kept."

@@ -115,6 +115,23 @@ def test_without_pictures_the_instruction_goes_on_and_the_node_says_so(caplog) -
     assert "nothing to edit" in caplog.text
 
 
+def test_the_node_always_says_where_the_prompt_is_from(vlm, caplog, monkeypatch) -> None:
+    """It keeps its last text until another one comes, and so does its text box."""
+    from pack.nodes import vlm as nodes
+
+    texts: list[str] = []
+    monkeypatch.setattr(nodes, "show_live_text", lambda node, text: texts.append(text))
+    with caplog.at_level("INFO", logger="dreamomni"):
+        rewrite(None, references(picture()), rewrite=False)
+        off, shown = caplog.messages[-1], texts[-1]
+        rewrite(vlm, references(picture(batch=2)))
+        asked, written = (line for line in caplog.messages if "VLM" in line)
+    assert (off, shown) == ("Rewriting is off: the instruction is used as it is.", "")
+    assert asked == "The VLM is asked. image_1 is a batch of 2: the prompt is made for its first."
+    assert written.startswith("Written by the VLM: 15 tokens. image_1 is a batch of 2")
+    assert texts[-1] == f"<edit>{SCRIPTED_PROMPT}</edit>\n"
+
+
 def test_bypass_and_a_hand_edited_prompt_do_not_want_the_vlm() -> None:
     from pack.nodes.vlm import RewritePrompt
 
