@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ class ReferenceStore(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.entries: OrderedDict[ReferenceKey, KeptReference] = OrderedDict()
+        self.used: set[ReferenceKey] = set()
+        """What the latest run reads. The others may go at any time: they can be written again."""
         self.written = 0
         """References written so far; a run that finds everything kept does not raise it."""
 
@@ -65,23 +68,46 @@ class ReferenceStore(nn.Module):
         self.written += 1
 
     def shrink(self, used: set[ReferenceKey], idle: int = MAX_IDLE) -> None:
-        """Let go of what was used longest ago; `used` stays."""
-        spare = [key for key in self.entries if key not in used]
+        """Let go of what was used longest ago; `used`, what a run is going to read, stays."""
+        self.used = set(used)
+        spare = self.idle()
         for key in spare[: max(0, len(spare) - idle)]:
             del self.entries[key]
 
+    def idle(self) -> list[ReferenceKey]:
+        """What the latest run does not read, the longest unused first."""
+        return [key for key in self.entries if key not in self.used]
+
+    def drop_idle(self, device: torch.device, is_short: Callable[[int], bool]) -> int:
+        """Let go of unused references on a device while it is short; returns, and tells it, the bytes."""
+        freed = 0
+        for key in self.idle():
+            size = num_bytes(self.entries[key], device)
+            if size and is_short(freed):
+                freed += size
+                del self.entries[key]
+        return freed
+
     def num_bytes(self, device: torch.device | None = None) -> int:
         """Memory of all entries, or of what lies on one device."""
-        parts = [part for entry in self.entries.values() for part in entry.tensors()]
-        return sum(part.num_bytes for part in parts if device is None or part.is_on(device))
+        return sum(num_bytes(entry, device) for entry in self.entries.values())
+
+
+def num_bytes(entry: KeptReference, device: torch.device | None = None) -> int:
+    """Memory of a reference, or of what of it lies on one device."""
+    return sum(part.num_bytes for part in entry.tensors() if device is None or part.is_on(device))
 
 
 class StorePatcher(ModelPatcher):
     """Lets ComfyUI's memory management count the store, move it to the device, and take it off again."""
 
     def model_size(self) -> int:
-        """Bytes of the store now; it grows after the patcher was made."""
-        return self.model.num_bytes()
+        """Bytes of the store now, which grows after the patcher was made.
+
+        Unused references count where they lie: off the device they do not ask to be loaded.
+        """
+        entries, used = self.model.entries.items(), self.model.used
+        return sum(num_bytes(entry, None if key in used else self.load_device) for key, entry in entries)
 
     def loaded_size(self) -> int:
         """Bytes on the load device."""
@@ -94,7 +120,12 @@ class StorePatcher(ModelPatcher):
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False, **more: Any
     ) -> int:
-        """Move layers to the device while they fit; the others are read from where they are."""
+        """Move layers to the device while they fit; the others are read from where they are.
+
+        ComfyUI asks for less than nothing where what is loaded has to shrink.
+        """
+        if extra_memory < 0:
+            return -self.release(self.offload_device, -extra_memory)
         return self.shift(device_to, extra_memory, grow=True)
 
     def partially_unload(
@@ -104,26 +135,34 @@ class StorePatcher(ModelPatcher):
         force_patch_weights: bool = False,
         **more: Any,
     ) -> int:
-        """Move layers off the device until enough memory is free."""
-        return self.shift(device_to, memory_to_free, grow=False)
+        """Take references off the device until enough memory is free."""
+        return self.release(device_to, memory_to_free)
 
     def detach(self, unpatch_all: bool = True) -> nn.Module:
-        """Move everything off the device; the references stay usable."""
+        """Take everything off the device; what the latest run reads stays usable."""
         if unpatch_all:
-            self.shift(self.offload_device, float("inf"), grow=False)
+            self.release(self.offload_device, float("inf"))
         return self.model
 
+    def release(self, device: torch.device, limit: float) -> int:
+        """Free at least `limit` bytes of the load device; returns how many.
+
+        Unused references are dropped: moved, they would fill the system memory. The others go to `device`.
+        """
+        freed = self.model.drop_idle(self.load_device, lambda freed: freed < limit)
+        return freed + self.shift(device, limit - freed, grow=False)
+
     def shift(self, device: torch.device, limit: float, grow: bool) -> int:
-        """Move stored tensors to `device`, at most (grow) or at least `limit` bytes; returns how many."""
+        """Move what the latest run reads to `device`, at most (grow) or at least `limit` bytes; how many."""
         moved = 0
-        for entry in self.model.entries.values():
-            for part in entry.tensors():
-                if part.is_on(device):
-                    continue
-                if moved + (part.num_bytes if grow else 0) > limit or (not grow and moved >= limit):
-                    return moved
-                moved += part.num_bytes
-                part.move(device)
+        used = [entry for key, entry in self.model.entries.items() if key in self.model.used]
+        for part in (part for entry in used for part in entry.tensors()):
+            if part.is_on(device):
+                continue
+            if moved + (part.num_bytes if grow else 0) > limit or (not grow and moved >= limit):
+                return moved
+            moved += part.num_bytes
+            part.move(device)
         return moved
 
 

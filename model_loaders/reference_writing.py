@@ -63,8 +63,12 @@ class WritingPass:
         needed = sum(kept_bytes(self.network, item.latent, self.settings) for item in missing.values())
         working = model.memory_required(shape)
         management.load_models_gpu([writer, *model.get_additional_models()], memory_required=needed + working)
-        full = free_memory(model, model.load_device) < needed + working
-        target = model.offload_device if full else None
+
+        def is_full(freed: int = 0) -> bool:
+            return free_memory(model, model.load_device) < needed + working
+
+        store.drop_idle(model.load_device, is_full)
+        target = model.offload_device if is_full() else None
         for key, item in missing.items():
             management.throw_exception_if_processing_interrupted()
             latent = item.latent.to(model.load_device)

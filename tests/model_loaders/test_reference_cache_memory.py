@@ -128,6 +128,58 @@ def test_unused_references_make_room(model: Any) -> None:
     assert paid(30) == 1  # the oldest is gone
 
 
+def after_one_and_two(model: Any, load: str, offload: str) -> tuple[Any, int, int]:
+    """The store, ONE unused and TWO used, between two devices; and the bytes of both."""
+    from pack.model_loaders.reference_store import StorePatcher
+
+    target = cached(model)
+    sampled(target, [ONE])
+    sampled(target, [TWO])
+    sizes = (entry.num_bytes for entry in store(model).entries.values())
+    devices = {"load_device": torch.device(load), "offload_device": torch.device(offload)}
+    return StorePatcher(store(model), **devices), *sizes
+
+
+def test_unused_references_do_not_ask_for_the_card(model: Any) -> None:
+    patcher, _, two = after_one_and_two(model, "meta", "cpu")
+    assert (patcher.model_size(), patcher.loaded_size()) == (two, 0)
+    assert patcher.partially_load(torch.device("meta"), 1e12) == two
+    assert patcher.model_size() == patcher.loaded_size() == two
+    assert len(store(model).entries) == 2
+
+
+def test_a_store_that_has_to_shrink_drops_what_is_unused_first(model: Any) -> None:
+    """ComfyUI asks so for weights too: by loading less than nothing."""
+    patcher, one, two = after_one_and_two(model, "cpu", "meta")
+    assert patcher.model_size() == one + two
+    assert patcher.partially_load(torch.device("cpu"), -1) == -one
+    assert patcher.model_size() == patcher.loaded_size() == two
+    assert -two < patcher.partially_load(torch.device("cpu"), -1) < 0
+    assert patcher.loaded_size() < patcher.model_size() == two
+
+
+def test_what_is_taken_off_the_card_takes_no_unused_references_along(model: Any) -> None:
+    patcher, one, two = after_one_and_two(model, "cpu", "meta")
+    assert patcher.partially_unload(torch.device("meta"), one) == one
+    patcher.detach()
+    assert (patcher.model_size(), patcher.loaded_size()) == (two, 0)
+
+
+def test_unused_references_make_way_for_what_is_written(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pack.model_loaders.reference_cache import attach_reference_cache
+    from pack.model_loaders.reference_writing import CacheSettings
+
+    heard: list[str] = []
+    patched = attach_reference_cache(model, CacheSettings(), heard.append)
+    patched.load_device = torch.device("cpu", 0)  # not the offload device, as on a GPU
+    entries = store(model).entries
+    monkeypatch.setattr(patched, "get_free_memory", lambda _: 0 if entries else 1e12, raising=False)
+    for latent in (ONE, TWO):
+        sampled(patched, [latent])
+    assert heard == ["references: 1 written, 0 reused, 0 MB kept"] * 2
+    assert len(entries) == 1
+
+
 def test_8bit_is_smaller_and_near(model: Any) -> None:
     exact = sampled(cached(model), [ONE, TWO])
     full = store(model).num_bytes()
