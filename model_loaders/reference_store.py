@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,12 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+import comfy.model_management as management
 from comfy.model_patcher import ModelPatcher
 
 from ..dit.reference_cache import KeptReference
 
+log = logging.getLogger("dreamomni")
 MAX_IDLE = 4
 """References that stay although the last run did not use them."""
+NO_RAM = (
+    "Reference Cache: %.0f MB of references go to system memory, which has less free. Choose its precision "
+    "'8bit', or fewer or smaller references."
+)
 
 
 class Same:
@@ -98,6 +105,16 @@ def num_bytes(entry: KeptReference, device: torch.device | None = None) -> int:
     return sum(part.num_bytes for part in entry.tensors() if device is None or part.is_on(device))
 
 
+def fits_in_ram(store: ReferenceStore, device: torch.device, size: float) -> bool:
+    """Whether system memory takes so many bytes more, at the cost of unused references that lie there."""
+    if device.type != "cpu":
+        return True
+    # Asked once: pinned memory that was let go of stays with PyTorch, for the next that wants some.
+    free = management.get_free_memory(device)
+    freed = store.drop_idle(device, lambda freed: free + freed < size)
+    return free + freed >= size
+
+
 class StorePatcher(ModelPatcher):
     """Lets ComfyUI's memory management count the store, move it to the device, and take it off again."""
 
@@ -150,6 +167,10 @@ class StorePatcher(ModelPatcher):
         Unused references are dropped: moved, they would fill the system memory. The others go to `device`.
         """
         freed = self.model.drop_idle(self.load_device, lambda freed: freed < limit)
+        moving = min(limit - freed, self.model.num_bytes() - self.model.num_bytes(device))
+        if moving > 0 and not fits_in_ram(self.model, device, moving):
+            # Moved all the same: ComfyUI counts on the room, and a run may read them.
+            log.warning(NO_RAM, moving / 2**20)
         return freed + self.shift(device, limit - freed, grow=False)
 
     def shift(self, device: torch.device, limit: float, grow: bool) -> int:

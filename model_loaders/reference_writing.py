@@ -20,7 +20,7 @@ from ..dit.stored_tensor import packed_bytes
 from .base_weights import without_patches
 from .free_memory import free_memory
 from .out_of_memory import raise_unless_out_of_memory
-from .reference_store import ReferenceKey, ReferenceStore
+from .reference_store import ReferenceKey, ReferenceStore, fits_in_ram
 from .run_references import Wanted, num_values
 
 PRECISIONS = ("bf16", "8bit")
@@ -68,22 +68,36 @@ class WritingPass:
             return free_memory(model, model.load_device) < needed + working
 
         store.drop_idle(model.load_device, is_full)
-        target = model.offload_device if is_full() else None
+        full = is_full()
         for key, item in missing.items():
             management.throw_exception_if_processing_interrupted()
             latent = item.latent.to(model.load_device)
             entry = None
             try:
-                entry = self.write(latent, item.offset, None, options, target)
+                place = self.place_in_ram(model, store, latent) if full else None
+                entry = self.write(latent, item.offset, None, options, place)
             except RuntimeError as error:
                 raise_unless_out_of_memory(error)
-                target = model.offload_device
+                full = True
             if entry is None:
                 # Not in the handler: the error holds on to what the pass had made.
+                store.drop_idle(model.load_device, lambda _: True)
                 management.soft_empty_cache()
-                entry = self.write(latent, item.offset, None, options, target)
+                place = self.place_in_ram(model, store, latent)
+                entry = self.write(latent, item.offset, None, options, place)
             store.add(key, entry)
-        return target is not None and target != model.load_device
+        return full and model.offload_device != model.load_device
+
+    def place_in_ram(self, model: Any, store: ReferenceStore, latent: Tensor) -> torch.device:
+        """The offload device, for what does not fit beside the weights; ValueError if it is full too."""
+        needed = kept_bytes(self.network, latent, self.settings)
+        if not fits_in_ram(store, model.offload_device, needed):
+            smaller = "" if self.settings.quantise else "its precision '8bit', "
+            raise ValueError(
+                f"Reference Cache needs {needed / 2**20:.0f} MB for a reference; the GPU is full and system "
+                f"memory has less free. Choose {smaller}fewer or smaller references, or its mode 'off'."
+            )
+        return model.offload_device
 
     def write(
         self,

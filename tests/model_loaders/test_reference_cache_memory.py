@@ -180,6 +180,48 @@ def test_unused_references_make_way_for_what_is_written(model: Any, monkeypatch:
     assert len(entries) == 1
 
 
+def test_system_memory_drops_what_is_unused_and_says_when_it_is_full(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pack.model_loaders import reference_store
+
+    import comfy.model_management as management
+
+    _, one, two = after_one_and_two(model, "cpu", "meta")
+    ram, room = torch.device("cpu"), [one]
+    monkeypatch.setattr(management, "get_free_memory", lambda _: room[0])
+    assert reference_store.fits_in_ram(store(model), ram, one)
+    assert store(model).num_bytes() == one + two
+    assert reference_store.fits_in_ram(store(model), ram, 2 * one)
+    assert store(model).num_bytes() == two
+    assert not reference_store.fits_in_ram(store(model), ram, 2 * one)
+    devices = {"load_device": torch.device("meta"), "offload_device": torch.device("cpu")}
+    patcher = reference_store.StorePatcher(store(model), **devices)
+    patcher.partially_load(torch.device("meta"), 1e12)
+    room[0] = two - 1
+    unread = lambda part, device: torch.empty_like(part, device=device)
+    monkeypatch.setattr("pack.dit.stored_tensor.moved_to", unread)
+    with caplog.at_level("WARNING", logger="dreamomni"):
+        patcher.detach()
+    assert "references go to system memory, which has less free. Choose its precision '8bit'" in caplog.text
+    assert patcher.loaded_size() == 0 and store(model).num_bytes(ram) == two
+
+
+@pytest.mark.parametrize(
+    ("precision", "choose"), [("bf16", "its precision '8bit', fewer"), ("8bit", "fewer")]
+)
+def test_references_that_fit_nowhere_are_an_error(
+    model: Any, monkeypatch: pytest.MonkeyPatch, precision: str, choose: str
+) -> None:
+    from pack.model_loaders import reference_writing
+
+    target = cached(model, precision=precision)
+    monkeypatch.setattr(target, "get_free_memory", lambda _: 0, raising=False)
+    monkeypatch.setattr(reference_writing, "fits_in_ram", lambda *_: False)
+    with pytest.raises(ValueError, match=f"the GPU is full and system memory has less free. Choose {choose}"):
+        sampled(target, [ONE])
+
+
 def test_8bit_is_smaller_and_near(model: Any) -> None:
     exact = sampled(cached(model), [ONE, TWO])
     full = store(model).num_bytes()
@@ -236,14 +278,16 @@ def test_weights_that_make_way_when_asked_count_as_free(
         targets.append(device)
         return real(self, latent, offset, geometry, options, device)
 
-    free = management.get_free_memory
+    free, card = management.get_free_memory, torch.device("cpu", 0)  # not the offload device, as on a GPU
 
     def full(device: Any = None, torch_free_too: bool = False) -> Any:
-        return free(device, True) if torch_free_too else 0  # attention asks for both
+        # Attention asks for both.
+        return free(device, True) if torch_free_too else 0 if device == card else free(device)
 
     monkeypatch.setattr(WritingPass, "write", write)
     monkeypatch.setattr(management, "get_free_memory", full)
     patched = attach_reference_cache(model, CacheSettings())
+    patched.load_device = card
     monkeypatch.setattr(patched, "get_free_memory", lambda device: room, raising=False)
     sampled(patched, [ONE])
     assert targets == [None if room else patched.offload_device]
