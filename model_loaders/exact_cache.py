@@ -19,7 +19,7 @@ from ..dit.reference_cache import OVERRIDE
 from .base_weights import has_loras, injections
 from .patches import flux_network
 from .reference_reading import RunReader
-from .reference_store import ReferenceKey, Same, store_of, store_patcher
+from .reference_store import ReferenceKey, Same, check_one_gpu, store_of, store_patcher
 from .reference_writing import CacheSettings, WritingPass
 from .run_references import Wanted, wanted_references
 
@@ -52,6 +52,7 @@ class ExactCache:
         self, executor: Any, model: Any, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
     ) -> Any:
         """Write what is missing before the model is loaded for the run."""
+        check_one_gpu(model)
         options = kwargs.get("model_options") or (args[0] if args else None) or model.model_options
         self.reader.forget()
         self.follow(model)

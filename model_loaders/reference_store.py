@@ -24,6 +24,10 @@ NO_RAM = (
     "Reference Cache: %.0f MB of references go to system memory, which has less free. Choose its precision "
     "'8bit', or fewer or smaller references."
 )
+ONE_GPU = (
+    "Reference Cache in its mode 'exact' works on one GPU, MultiGPU CFG Split uses several: take one of the "
+    "two nodes out, or set the mode to 'off'"
+)
 
 
 class Same:
@@ -115,6 +119,13 @@ def fits_in_ram(store: ReferenceStore, device: torch.device, size: float) -> boo
     return free + freed >= size
 
 
+def check_one_gpu(model: Any) -> None:
+    """Raise ValueError if a run would go on several GPUs: their threads cannot share what a run reads."""
+    additional = getattr(model, "get_additional_models_with_key", None)
+    if additional is not None and additional("multigpu"):
+        raise ValueError(ONE_GPU)
+
+
 class StorePatcher(ModelPatcher):
     """Lets ComfyUI's memory management count the store, move it to the device, and take it off again."""
 
@@ -160,6 +171,10 @@ class StorePatcher(ModelPatcher):
         if unpatch_all:
             self.release(self.offload_device, float("inf"))
         return self.model
+
+    def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> Any:
+        """ValueError: newer hosts ask for a store on another GPU."""
+        raise ValueError(ONE_GPU)
 
     def release(self, device: torch.device, limit: float) -> int:
         """Free at least `limit` bytes of the load device; returns how many.

@@ -222,6 +222,18 @@ def test_references_that_fit_nowhere_are_an_error(
         sampled(target, [ONE])
 
 
+def test_several_gpus_are_refused(model: Any) -> None:
+    """ComfyUI's MultiGPU CFG Split behind the node, and before it."""
+    words = "Reference Cache in its mode 'exact' works on one GPU, MultiGPU CFG Split uses several"
+    target = cached(model)
+    (patcher,) = target.get_additional_models()
+    with pytest.raises(ValueError, match=words):
+        patcher.deepclone_multigpu(new_load_device=torch.device("meta"))
+    target.set_additional_models("multigpu", [model.clone()])
+    with pytest.raises(ValueError, match=words):
+        sampled(target, [ONE])
+
+
 def test_8bit_is_smaller_and_near(model: Any) -> None:
     exact = sampled(cached(model), [ONE, TWO])
     full = store(model).num_bytes()
