@@ -36,6 +36,8 @@ CACHE_OPTION = "dreamomni_prefix_cache"
 CACHE_KEY = "dreamomni_prefix_cache"
 TOGETHER, ONE_BY_ONE = "prefixes", "prefixes_one_by_one"
 """Shapes for the memory estimate. Under two names, because ComfyUI's lower estimate is told one of each."""
+KEPT_TOGETHER, KEPT_ONE_BY_ONE = "kept_prefixes", "kept_prefixes_one_by_one"
+"""The same of prompts whose prefixes the cache holds from an earlier run."""
 SDXL_VAE = "For OmniGen use the SDXL VAE."
 DEVICE_SHARE, RAM_SHARE = 0.6, 0.4
 """Parts of the free memory the cache may take; the rest is the evaluation's and other programs'."""
@@ -179,17 +181,34 @@ class OmniGenModel(comfy.model_base.BaseModel):
         ids = checked_ids(kwargs.get("cross_attn"))
         references = kwargs.get("reference_latents") or []
         check_references(references, kwargs["noise"], self.latent_format.latent_channels, SDXL_VAE)
+        prefixes = self.make_prefixes(ids, references)
+        check_named(references, len({slot.image for slot in prefixes[0].tokens.slots}))
+        return {"prefixes": PrefixCondition(tuple(prefix.to(kwargs["device"]) for prefix in prefixes))}
+
+    def make_prefixes(self, ids: Tensor, references: Sequence[Tensor]) -> list[Prefix]:
+        """The prefixes of token ids and their reference latents, one for each picture of a batch."""
         latents = [self.process_latent_in(latent) for latent in references]
         patch = self.diffusion_model.config.patch_size
         tokens = sequence_from_tensor(
             ids, [(latent.shape[-2] // patch, latent.shape[-1] // patch) for latent in latents]
         )
-        check_named(latents, len({slot.image for slot in tokens.slots}))
-        prefixes = tuple(
-            make_prefix(tokens, [latent[item % len(latent)][None] for latent in latents]).to(kwargs["device"])
+        return [
+            make_prefix(tokens, [latent[item % len(latent)][None] for latent in latents])
             for item in range(num_prefixes(latents))
-        )
-        return {"prefixes": PrefixCondition(prefixes)}
+        ]
+
+    def is_kept(self, ids: Tensor, references: Sequence[Tensor]) -> bool:
+        """Whether the cache holds every prefix of a conditioning, in RAM or on the device.
+
+        With another LoRA they are written again all the same; then the cache drops old ones for room.
+        """
+        if not self.cache_settings.enabled or not self.prefix_cache.entries:
+            return False
+        try:
+            prefixes = self.make_prefixes(ids, references)
+        except ValueError:
+            return False  # the run says what is wrong, after checks that this estimate does not make
+        return all(self.prefix_cache.holds(prefix.elements) for prefix in prefixes)
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """The same shapes before the run, for the estimate that decides what stays loaded.
@@ -199,24 +218,26 @@ class OmniGenModel(comfy.model_base.BaseModel):
         # Here already: ComfyUI asks the ControlNet before the network, and it would fail in its own words.
         if kwargs.get("control") is not None:
             raise ValueError("OmniGen has no ControlNets: give it the control picture as a reference instead")
-        length = checked_ids(kwargs.get("cross_attn")).numel()
-        count = num_prefixes(kwargs.get("reference_latents") or [])
-        return {TOGETHER if count == 1 else ONE_BY_ONE: [count, 1, length]}
+        ids, references = checked_ids(kwargs.get("cross_attn")), kwargs.get("reference_latents") or []
+        count = num_prefixes(references)
+        names = (KEPT_TOGETHER, KEPT_ONE_BY_ONE) if self.is_kept(ids, references) else (TOGETHER, ONE_BY_ONE)
+        return {names[count > 1]: [count, 1, ids.numel()]}
 
     def memory_required(
         self, input_shape: Sequence[int], cond_shapes: dict[str, list] | None = None, **kwargs: Any
     ) -> float:
-        """Bytes one evaluation needs beside the weights, references and their cache counted.
+        """Bytes one evaluation needs beside the weights, references and what their cache has yet to hold.
 
         One prefix serves the whole batch at once; of several, each runs alone with its picture.
         """
         config = self.diffusion_model.config
         target = math.prod(side // config.patch_size + 1 for side in input_shape[-2:])
         told = cond_shapes or {}
-        shapes = [*told.get(TOGETHER, []), *told.get(ONE_BY_ONE, [])] or [[1, 1, 0]]
+        new = [*told.get(TOGETHER, []), *told.get(ONE_BY_ONE, [])]
+        shapes = [*new, *told.get(KEPT_TOGETHER, []), *told.get(KEPT_ONE_BY_ONE, [])] or [[1, 1, 0]]
         rows = max((input_shape[0] if count == 1 else 1) * (target + length) for count, _, length in shapes)
         dtype = self.manual_cast_dtype or self.get_dtype()
-        kept = sum(count * length for count, _, length in shapes)
+        kept = sum(count * length for count, _, length in new)
         return rows * activation_bytes(config, dtype) + self.kept_bytes(kept, dtype)
 
     def kept_bytes(self, length: int, dtype: torch.dtype) -> int:

@@ -114,6 +114,10 @@ class PrefixCache:
             entry.used_in_run = self.run
         return entry
 
+    def holds(self, elements: tuple[int | str, ...]) -> bool:
+        """Whether this prefix was written in some context, so that a run need not make room for it."""
+        return any(kept == elements for kept, _ in self.entries)
+
     def best_parent(
         self, elements: tuple[int | str, ...], slots: tuple[Slot, ...], context: Hashable
     ) -> tuple[Entry | None, int]:

@@ -104,6 +104,30 @@ def test_every_edited_picture_is_kept(folder):
     assert kept - none == pytest.approx(840 * 2 * 2 * 4 * 32)
 
 
+@pytest.mark.parametrize("batch", [0, 1, 4])
+def test_room_is_not_asked_for_what_is_kept_already(folder, batch):
+    """A mere new seed must not push weights off a card."""
+    from comfy.sampler_helpers import estimate_memory
+
+    model, processor = load(folder)
+    condition, shape = conditioning(processor, batch), [batch or 1, 4, 16, 16]
+    # Every picture another one, so that each has an entry of its own.
+    condition["reference_latents"] = [torch.rand_like(each) for each in condition["reference_latents"]]
+    network = model.model
+    given = network.extra_conds(**condition, noise=torch.zeros(shape), device=torch.device("cpu"))
+    prefixes = given["prefixes"].cond
+    before = estimate_memory(model, shape, {"positive": [condition]})
+    for prefix in prefixes:
+        assert estimate_memory(model, shape, {"positive": [condition]}) == before
+        network.prefix_cache.entries[prefix.elements, "context"] = None
+    room = network.kept_bytes(sum(prefix.length for prefix in prefixes), torch.float32)
+    after = estimate_memory(model, shape, {"positive": [condition]})
+    assert [old - new for old, new in zip(before, after, strict=True)] == pytest.approx([room, room])
+    other = {**condition, "cross_attn": condition["cross_attn"][:, :-1]}
+    assert not network.is_kept(other["cross_attn"], other["reference_latents"])
+    network.prefix_cache.clear()
+
+
 @pytest.mark.parametrize(("asked", "expected"), [(None, "cpu"), (1000, "meta")])
 def test_weights_that_make_way_when_asked_count_as_free(folder, monkeypatch, asked, expected):
     """Newer hosts leave weights on a card until something else needs the room; the patcher counts it."""
