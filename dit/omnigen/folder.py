@@ -20,6 +20,8 @@ from .state_dict import is_diffusers, to_official
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TABLE = "pos_embed"
 SCALES = (".scale_weight", ".weight_scale")
+INPUT_SCALES = (".scale_input", ".input_scale")
+"""For networks that also compute in fp8; ours computes in bf16 and has no use for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +88,33 @@ def network_weights(weights: dict[str, Tensor], config: OmniGenConfig) -> dict[s
 
 
 def unscaled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """fp8 tensors with a scale beside them as bf16; the tensors themselves otherwise."""
+    """fp8 tensors with a scale beside them as bf16; the tensors themselves otherwise, input scales left out.
+
+    ValueError for a scale that is not for a matrix or its rows.
+    """
     plain = {}
     for name, tensor in weights.items():
         if (
-            name.endswith(SCALES)
+            name.endswith((*SCALES, *INPUT_SCALES))
             or name in ("scaled_fp8", "_quantization_metadata")
             or ".comfy_quant" in name
         ):
             continue
         base = name.removesuffix(".weight")
         scale = next((weights[base + end] for end in SCALES if base + end in weights), None)
-        plain[name] = tensor if scale is None else (tensor.float() * scale.float()).to(torch.bfloat16)
+        plain[name] = tensor if scale is None else multiplied(name, tensor, scale)
     return plain
+
+
+def multiplied(name: str, tensor: Tensor, scale: Tensor) -> Tensor:
+    """A tensor (rows, ...) times its scale, or the scale of each row, as bf16."""
+    if scale.numel() not in (1, tensor.shape[0]):
+        raise ValueError(
+            f"{name} of the shape {tuple(tensor.shape)} has a scale of the shape {tuple(scale.shape)}; one "
+            "scale for a matrix or one for each row is known. Take the file in bf16, fp8 or scaled fp8."
+        )
+    rows = scale.float().reshape(-1, *(1,) * (tensor.ndim - 1))
+    return (tensor.float() * rows).to(torch.bfloat16)
 
 
 def check_table(table: Tensor | None, config: OmniGenConfig) -> None:

@@ -64,3 +64,18 @@ def test_layouts_are_told_apart_and_grouped_keys_cut():
 def test_a_missing_part_is_named():
     with pytest.raises(ValueError, match=r"qkv_proj.weight: the file has no to_k; is a shard missing"):
         to_official({"layers.0.self_attn.to_q.weight": torch.zeros(8, 8)})
+
+
+@pytest.mark.parametrize("end", [".scale_weight", ".weight_scale"])
+def test_scales_of_rows_and_input_scales_are_read(end: str) -> None:
+    from pack.dit.omnigen.folder import unscaled
+
+    square = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    scales = {f"a{end}": torch.tensor([2.0, 10.0]), f"b{end}": torch.tensor(0.5)}
+    unread = {"a.scale_input": torch.ones(()), "b.input_scale": torch.ones(1)}
+    read = unscaled({"a.weight": square, "b.weight": square, "b.bias": square[0], **scales, **unread})
+    assert read.keys() == {"a.weight", "b.weight", "b.bias"}
+    assert read["a.weight"].tolist() == [[2, 4], [30, 40]]
+    assert read["b.weight"].tolist() == [[0.5, 1], [1.5, 2]]
+    with pytest.raises(ValueError, match=r"a\.weight of the shape \(2, 2\) has a scale of the shape \(4,\)"):
+        unscaled({"a.weight": square, f"a{end}": torch.ones(4)})
