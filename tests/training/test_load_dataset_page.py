@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from pack.training.dataset import open_dataset
 from pack.training.datasets.records import CAMERA_SUFFIXES, IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from PIL import Image
 
-PAGE = (Path(__file__).parents[2] / "web" / "docs" / "DreamOmniLoadDataset.md").read_text("utf-8")
-TREE, LINE = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PAGES = Path(__file__).parents[2] / "web" / "docs"
+PAGE = (PAGES / "DreamOmniLoadDataset.md").read_text("utf-8")
+TREE, LINE, NEW_PICTURE = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def write_tree(folder: Path) -> None:
@@ -38,6 +40,18 @@ def test_the_tree_and_the_line_are_the_same_sample(tmp_path: Path) -> None:
         assert (sample.mode, len(sample.references)) == ("edit", 1)
         assert sample.source is not None
     assert tree[0].instruction == line[0].instruction
+
+
+def test_the_line_without_a_source_is_for_the_generate_lora(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text(NEW_PICTURE)
+    for name in re.findall(r"\w+\.jpg", NEW_PICTURE):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    dataset = open_dataset(tmp_path)
+    dataset.check()
+    (sample,) = dataset
+    assert (sample.mode, sample.source, len(sample.references)) == ("generate", None, 2)
+    note = (PAGES.parents[1] / "workflows" / "train-generate-lora.json").read_text("utf-8")
+    assert json.dumps(NEW_PICTURE.strip())[1:-1] in note
 
 
 def test_pictures_beside_their_words_are_samples_without_a_picture(tmp_path: Path) -> None:
