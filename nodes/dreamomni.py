@@ -213,7 +213,7 @@ class MaskedSource(io.ComfyNode):
 def mask_note(area: Tensor) -> str:
     """How much is to be painted; always some text, so that no older one stays on the node."""
     share = 100 * float(area.float().mean())
-    return f"{share:.3g} % of the picture is to be painted." if share else NOTHING_MASKED
+    return f"{share:.3g} % is to be painted." if share else NOTHING_MASKED
 
 
 NODES = [LoadDreamOmni, DragPrompt, MaskedSource]

@@ -89,7 +89,7 @@ def test_masked_source_says_when_nothing_is_masked(caplog) -> None:
     assert area.abs().max() == 0
     with caplog.at_level("INFO", logger="dreamomni"):
         source, area = MaskedSource.execute(image, None, left=8).result
-    assert caplog.messages == [NOTHING_MASKED, "50 % of the picture is to be painted."]
+    assert caplog.messages == [NOTHING_MASKED, "50 % is to be painted."]
     assert source.shape == (1, 8, 16, 3)
     assert source[:, :, :8].abs().max() == 0
     assert area.sum() == 64
