@@ -69,12 +69,100 @@ def dataset_reporter(job: Job) -> Callable[[int, Sample | None], None]:
     return on_samples
 
 
+def wanted_samples() -> list[io.Input]:
+    """Inputs that say how many samples of what there will be, and where."""
+    groups = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
+    return [
+        node_input(
+            io.String,
+            "name",
+            default="stickers",
+            tooltip="Folder in output/dreamomni/datasets. The same name with the same settings goes on.",
+        ),
+        node_input(
+            io.Int,
+            "size",
+            default=512,
+            min=MIN_SIDE,
+            max=LARGEST,
+            step=8,
+            tooltip="Width and height in pixels. Below 192 shapes are few and flat, as small models need.",
+        ),
+        node_input(
+            io.Int,
+            "count",
+            default=1000,
+            min=1,
+            max=MOST_SAMPLES,
+            tooltip="Samples to have in the end. Raise it later to add more.",
+        ),
+        node_input(
+            io.String,
+            "tasks",
+            default="all",
+            tooltip=f"all, or groups and tasks with commas. {groups}. all leaves out what "
+            "cannot be made: control_canny without OpenCV or scikit-image, control_depth without "
+            "depth maps.",
+        ),
+        node_input(
+            io.Int,
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFF,
+            control_after_generate=False,
+            tooltip="The same seed and settings give the same files, byte for byte.",
+        ),
+    ]
+
+
+def drawn_from() -> list[io.Input]:
+    """Inputs that say what samples are drawn from, and how they are written."""
+    return [
+        node_input(
+            io.String,
+            "stickers_folder",
+            default="",
+            optional=True,
+            tooltip="A folder inside ComfyUI's input folder with cut-out pictures (PNG, WebP, "
+            "GIF, SVG), an emoji package or iconify JSON. Empty: drawn shapes only.",
+        ),
+        node_input(
+            io.String,
+            "backgrounds_folder",
+            default="",
+            optional=True,
+            tooltip="A folder inside ComfyUI's input folder with photos. Empty: plain colours and gradients.",
+        ),
+        node_input(
+            io.Combo,
+            "format",
+            options=list(FORMATS),
+            default="shards",
+            optional=True,
+            advanced=True,
+            tooltip="shards: webdataset tar files, for many samples. folder: pictures and a JSONL "
+            "file, to look at or change; keep the last line of each file.",
+        ),
+        node_input(
+            io.Int,
+            "processes",
+            default=0,
+            min=0,
+            max=128,
+            optional=True,
+            advanced=True,
+            tooltip="Processes that draw. 0: one for each CPU core, at most 8. The files do not "
+            "depend on it.",
+        ),
+    ]
+
+
 class StickerDataset(io.ComfyNode):
     """Makes exact before/after training pairs from stickers, shapes and photos."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        groups = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in TASK_GROUPS.items())
         return node_schema(
             node_id="DreamOmniStickerDataset",
             display_name="Make Sticker Dataset",
@@ -84,87 +172,7 @@ class StickerDataset(io.ComfyNode):
             "stopped.",
             search_aliases=["synthetic data", "training pairs", "edit dataset", "dreamomni"],
             is_output_node=True,
-            inputs=[
-                node_input(
-                    io.String,
-                    "name",
-                    default="stickers",
-                    tooltip="Folder in output/dreamomni/datasets. The same name with the same settings "
-                    "goes on.",
-                ),
-                node_input(
-                    io.Int,
-                    "size",
-                    default=512,
-                    min=MIN_SIDE,
-                    max=LARGEST,
-                    step=8,
-                    tooltip="Width and height in pixels. Below 192 shapes are few and flat, as small "
-                    "models need.",
-                ),
-                node_input(
-                    io.Int,
-                    "count",
-                    default=1000,
-                    min=1,
-                    max=MOST_SAMPLES,
-                    tooltip="Samples to have in the end. Raise it later to add more.",
-                ),
-                node_input(
-                    io.String,
-                    "tasks",
-                    default="all",
-                    tooltip=f"all, or groups and tasks with commas. {groups}. all leaves out what "
-                    "cannot be made: control_canny without OpenCV or scikit-image, control_depth without "
-                    "depth maps.",
-                ),
-                node_input(
-                    io.Int,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="The same seed and settings give the same files, byte for byte.",
-                ),
-                node_input(
-                    io.String,
-                    "stickers_folder",
-                    default="",
-                    optional=True,
-                    tooltip="A folder inside ComfyUI's input folder with cut-out pictures (PNG, WebP, "
-                    "GIF, SVG), an emoji package or iconify JSON. Empty: drawn shapes only.",
-                ),
-                node_input(
-                    io.String,
-                    "backgrounds_folder",
-                    default="",
-                    optional=True,
-                    tooltip="A folder inside ComfyUI's input folder with photos. Empty: plain colours and "
-                    "gradients.",
-                ),
-                node_input(
-                    io.Combo,
-                    "format",
-                    options=list(FORMATS),
-                    default="shards",
-                    optional=True,
-                    advanced=True,
-                    tooltip="shards: webdataset tar files, for many samples. folder: pictures and a JSONL "
-                    "file, to look at or change; keep the last line of each file.",
-                ),
-                node_input(
-                    io.Int,
-                    "processes",
-                    default=0,
-                    min=0,
-                    max=128,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Processes that draw. 0: one for each CPU core, at most 8. The files do not "
-                    "depend on it.",
-                ),
-            ],
+            inputs=[*wanted_samples(), *drawn_from()],
             outputs=[Dataset.Output("dataset", display_name="dataset", tooltip="For preview and training.")],
         )
 

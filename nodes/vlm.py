@@ -72,6 +72,30 @@ class LoadVLM(io.ComfyNode):
         return io.NodeOutput(load_vlm(model_folder("vlm", vlm_name), precision))
 
 
+def own_words() -> list[io.Input]:
+    """Inputs for those who write the prompt themselves."""
+    return [
+        node_input(
+            io.Boolean,
+            "rewrite",
+            default=True,
+            optional=True,
+            label_on="VLM",
+            label_off="bypass",
+            tooltip="Off: the instruction goes on as it is, and the VLM is not loaded.",
+        ),
+        node_input(
+            io.String,
+            "edited_prompt",
+            multiline=True,
+            default="",
+            optional=True,
+            tooltip="Not empty: this text is the prompt, and the VLM is not asked. "
+            "Paste a rewritten prompt here to change it by hand.",
+        ),
+    ]
+
+
 class RewritePrompt(io.ComfyNode):
     """The instruction as the prompt DreamOmni2 was trained on, written by its VLM."""
 
@@ -110,24 +134,7 @@ class RewritePrompt(io.ComfyNode):
                     max=REPLY_LIMIT,
                     tooltip="Longest reply, in tokens. A reply that reaches it is an error, never cut short.",
                 ),
-                node_input(
-                    io.Boolean,
-                    "rewrite",
-                    default=True,
-                    optional=True,
-                    label_on="VLM",
-                    label_off="bypass",
-                    tooltip="Off: the instruction goes on as it is, and the VLM is not loaded.",
-                ),
-                node_input(
-                    io.String,
-                    "edited_prompt",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip="Not empty: this text is the prompt, and the VLM is not asked. "
-                    "Paste a rewritten prompt here to change it by hand.",
-                ),
+                *own_words(),
             ],
             outputs=[
                 io.String.Output("prompt", display_name="prompt", tooltip="For the text encoder."),
@@ -172,6 +179,43 @@ class RewritePrompt(io.ComfyNode):
         return io.NodeOutput(parse_reply(reply.text, reply.complete), reply.text)
 
 
+def reading_inputs() -> list[io.Input]:
+    """Inputs that say how the VLM is read; a model wants what it was trained with."""
+    return [
+        node_input(
+            io.Int,
+            "layer",
+            default=encoder.DEFAULT_LAYER,
+            min=-LAYER_LIMIT,
+            max=LAYER_LIMIT,
+            optional=True,
+            advanced=True,
+            tooltip="Which layer's states to use: -1 the last, 0 the embeddings. "
+            "Must be the one the model was trained with; the default is our choice.",
+        ),
+        node_input(
+            io.Int,
+            "max_tokens",
+            default=encoder.DEFAULT_MAX_TOKENS,
+            min=16,
+            max=TOKEN_LIMIT,
+            optional=True,
+            advanced=True,
+            tooltip="Longest prompt with pictures, in tokens; a longer one is an error, never cut.",
+        ),
+        node_input(
+            io.Combo,
+            "template",
+            options=list(TEMPLATES),
+            default=encoder.DEFAULT_TEMPLATE,
+            optional=True,
+            advanced=True,
+            tooltip="chat: the VLM's chat turn around the prompt. plain: pictures and prompt only. "
+            "Must be the one the model was trained with; the default is our choice.",
+        ),
+    ]
+
+
 class VLMEncode(io.ComfyNode):
     """Prompt and pictures as the hidden states DreamOmni's transformer is conditioned on."""
 
@@ -200,37 +244,7 @@ class VLMEncode(io.ComfyNode):
                     optional=True,
                     tooltip="Pictures the VLM reads before the prompt, from Reference Images.",
                 ),
-                node_input(
-                    io.Int,
-                    "layer",
-                    default=encoder.DEFAULT_LAYER,
-                    min=-LAYER_LIMIT,
-                    max=LAYER_LIMIT,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Which layer's states to use: -1 the last, 0 the embeddings. "
-                    "Must be the one the model was trained with; the default is our choice.",
-                ),
-                node_input(
-                    io.Int,
-                    "max_tokens",
-                    default=encoder.DEFAULT_MAX_TOKENS,
-                    min=16,
-                    max=TOKEN_LIMIT,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Longest prompt with pictures, in tokens; a longer one is an error, never cut.",
-                ),
-                node_input(
-                    io.Combo,
-                    "template",
-                    options=list(TEMPLATES),
-                    default=encoder.DEFAULT_TEMPLATE,
-                    optional=True,
-                    advanced=True,
-                    tooltip="chat: the VLM's chat turn around the prompt. plain: pictures and prompt only. "
-                    "Must be the one the model was trained with; the default is our choice.",
-                ),
+                *reading_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kontext_runs import kontext_run
 from pack.training.checkpoint import RunState, save_checkpoint
 from pack.training.launch import LOG_START, TrainingError, log_tail, run_with_ladder
 from pack.training.process import EXIT_OUT_OF_MEMORY
-
-from tests.training.test_process import kontext_run
 
 TRACE = "Traceback (most recent call last):\n  File ...\nKeyError: 'latent'\n"
 

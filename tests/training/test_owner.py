@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kontext_runs import kontext_run
 from pack.training.checkpoint import checkpoint_steps
 from pack.training.config import OutputConfig
 from pack.training.launch import Worker
@@ -21,7 +22,6 @@ from pack.training.metrics import read_metrics
 from pack.training.process import HEARTBEAT_LIMIT, Talk
 from pack.training.run_file import HEARTBEAT, LOG
 
-from tests.training.test_process import kontext_run
 from tests.training.test_resume import full_disk
 
 INTERVAL = 1_000_000

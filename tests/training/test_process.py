@@ -14,76 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from kontext_runs import in_this_process, kontext_run
 from pack.training import launch, process
-from pack.training.cache import TensorCache
 from pack.training.checkpoint import RunState, checkpoint_steps, save_checkpoint
-from pack.training.config import (
-    AdapterConfig,
-    MemoryConfig,
-    OutputConfig,
-    RunConfig,
-    StageConfig,
-    ValidationConfig,
-)
-from pack.training.encode import SampleEntry, read_manifest
-from pack.training.files import write_text
-from pack.training.ladder import laddered
 from pack.training.launch import TrainingError, Worker, half_written, run_once, run_with_ladder
-from pack.training.memory import next_rung
 from pack.training.metrics import read_metrics
-from pack.training.process import EXIT_OUT_OF_MEMORY, chosen_device
+from pack.training.process import chosen_device
 from pack.training.recipes.command import parser as recipe_parser
-from pack.training.run_file import RunFile, run_lock
-from pack.training.trainer import RunFolder
+from pack.training.run_file import run_lock
 from safetensors.torch import load_file
-
-from tests.training.tiny_flux import saved_flux, tiny_flux
-
-
-def kontext_run(folder: Path, steps: int, base: Path | None = None, **stage: object) -> RunFile:
-    """A run folder with four encoded samples of a tiny Kontext."""
-    place = RunFolder(folder=folder / "run", cache=folder / "cache")
-    cache = TensorCache(place.cache)
-    generator, lines = torch.Generator().manual_seed(1), []
-    for number in range(4):
-        for kind in ("target", "reference"):
-            latent = torch.randn(16, 4, 4, generator=generator)
-            cache.write(f"{kind}{number:03d}", {"latent": latent})
-        prompt = {
-            "context": torch.randn(5, 16, generator=generator),
-            "pooled": torch.randn(8, generator=generator),
-        }
-        cache.write(f"prompt{number:03d}", prompt)
-        entry = SampleEntry(
-            id=str(number),
-            task="edit",
-            instruction="x",
-            target=f"target{number:03d}",
-            references=[f"reference{number:03d}"],
-            prompts={"full": f"prompt{number:03d}"},
-            shapes=[[16, 4, 4], [16, 4, 4]],
-            has_source=True,
-        )
-        lines.append(json.dumps(dataclasses.asdict(entry)) + "\n")
-    write_text(place.manifest(32), "".join(lines))
-    config = RunConfig(
-        name="run",
-        family="kontext",
-        base={"transformer": str(base or saved_flux(folder, tiny_flux()))},
-        stages=(StageConfig(**{"resolution": 32, "batch_size": 2, "steps": steps, **stage}),),
-        adapter=AdapterConfig(rank=2, alpha=2),
-        memory=MemoryConfig(precision="fp32"),
-        validation=ValidationConfig(fraction=0.0),
-        output=OutputConfig(checkpoint_every=50, sample_every=0),
-    )
-    # Nobody beats for those that are started in this process.
-    return RunFile(config=config, cache=str(place.cache), device="cpu", watch_parent=False)
-
-
-def in_this_process(run: RunFile, folder: Path, heard, processes: int) -> int:
-    """`run_once` without starting an interpreter."""
-    run.write(folder)
-    return process.main(folder)
 
 
 class Stop(Exception):
@@ -161,117 +100,6 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     finally:
         lock.release()
     run_lock(tmp_path / "run").release()
-
-
-def test_out_of_memory_walks_down_the_ladder_three_times_at_most_and_remembers(tmp_path: Path) -> None:
-    run = kontext_run(tmp_path, steps=2, resolution=1024)
-    seen, told, encoded = [], [], []
-
-    def starving(run_file, folder, heard, processes):
-        seen.append(run_file.config)
-        heard({"event": "out_of_memory", "step": 1, "message": "CUDA out of memory"})
-        return EXIT_OUT_OF_MEMORY
-
-    with pytest.raises(TrainingError, match="CUDA out of memory"):
-        run_with_ladder(run, tmp_path / "run", encode=encoded.append, heard=told.append, start=starving)
-    assert len(seen) == len(encoded) == 4
-    assert not seen[0].memory.offload_activations
-    assert seen[1].memory.offload_activations
-    assert seen[2].memory.stream_base
-    assert [event["restart"] for event in told if event["event"] == "ladder"] == [1, 2, 3]
-    diary = [event["message"] for event in read_metrics(tmp_path / "run") if event["event"] == "ladder"]
-    assert diary == [event["message"] for event in told if event["event"] == "ladder"]
-    assert diary[0].startswith("out of memory: ")
-    continued = laddered(run.config, tmp_path / "run")
-    assert continued.memory.stream_base
-
-
-@pytest.mark.parametrize("how", ["while loading", "in another process"])
-def test_memory_may_run_out_while_loading_and_in_any_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    run, folder, codes = kontext_run(tmp_path, steps=1), tmp_path / "run", []
-
-    def no_room(*arguments: object) -> None:
-        kind = torch.OutOfMemoryError if how == "while loading" else RuntimeError
-        raise kind("CUDA error: out of memory")
-
-    def start(run_file: RunFile, folder: Path, heard: Any, processes: int) -> int:
-        (folder / "memory-ran-out").unlink(missing_ok=True)  # as a new Worker does
-        with monkeypatch.context() as patched:
-            if len(codes) == 0:
-                patched.setattr(process, "Session", no_room)
-            codes.append(in_this_process(run_file, folder, heard, processes))
-        # A launcher of several processes ends with a code of its own.
-        return 1 if codes[-1] and how == "in another process" else codes[-1]
-
-    config = run_with_ladder(run, folder, encode=lambda c: None, heard=lambda e: None, start=start)
-    assert codes == [EXIT_OUT_OF_MEMORY, 0]
-    assert config.memory.offload_activations
-    assert [e["message"] for e in read_metrics(folder) if e["event"] == "out_of_memory"] == [
-        "CUDA error: out of memory"
-    ]
-
-
-def test_the_ladder_goes_from_recomputing_to_smaller_targets() -> None:
-    config = RunConfig(
-        name="x",
-        family="kontext",
-        stages=(StageConfig(resolution=512),),
-        memory=MemoryConfig(gradient_checkpointing=False),
-    )
-    words = []
-    while (rung := next_rung(config)) is not None:
-        config, said = rung
-        words.append(said)
-    assert words == [
-        "activations are recomputed",
-        "kept activations move to host memory",
-        "the base moves to host memory and is streamed",
-        "references shrink to 384 px",
-        "references shrink to 256 px",
-        "targets shrink to 384 px",
-        "targets shrink to 256 px",
-    ]
-    assert config.reference_resolution == 256
-
-
-@pytest.mark.parametrize(
-    ("has_source", "rungs"),
-    [
-        (True, ["targets shrink to 384 px", "targets shrink to 256 px"]),
-        (False, ["references shrink to 384 px", "references shrink to 256 px", "targets shrink to 384 px"]),
-    ],
-)
-def test_nothing_is_tried_that_frees_nothing(tmp_path: Path, has_source: bool, rungs: list[str]) -> None:
-    run, folder = kontext_run(tmp_path, steps=2, resolution=512), tmp_path / "run"
-    memory = dataclasses.replace(run.config.memory, offload_activations=True, stream_base=True)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, memory=memory))
-    place = RunFolder(folder=folder, cache=Path(run.cache))
-    entries = [dataclasses.replace(e, has_source=has_source) for e in read_manifest(place.manifest(32))]
-    lines = "".join(json.dumps(dataclasses.asdict(entry)) + "\n" for entry in entries)
-
-    def encode(config: RunConfig) -> None:
-        write_text(place.manifest(config.stages[0].resolution), lines)
-
-    def starving(run_file: RunFile, folder: Path, heard: Any, processes: int) -> int:
-        return EXIT_OUT_OF_MEMORY
-
-    with pytest.raises(TrainingError):
-        run_with_ladder(run, folder, encode=encode, heard=lambda event: None, start=starving)
-    said = [event["message"] for event in read_metrics(folder) if event["event"] == "ladder"]
-    assert said == [f"out of memory: {rung}" for rung in rungs]
-
-
-def test_references_never_outgrow_the_targets_of_an_early_stage() -> None:
-    stages = (StageConfig(resolution=256), StageConfig(resolution=1024))
-    memory = MemoryConfig(offload_activations=True, stream_base=True)
-    config = RunConfig(name="x", family="kontext", stages=stages, memory=memory)
-    rung = next_rung(config)
-    assert rung is not None and rung[1] == "references shrink to 768 px"
-    assert [rung[0].reference_side(stage.resolution) for stage in stages] == [256, 768]
-    wide = dataclasses.replace(config, stages=stages[:1], reference_resolution=512)
-    assert next_rung(wide) is None, "at 256 px already"
 
 
 def test_no_cuda_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

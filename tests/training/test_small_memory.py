@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kontext_runs import kontext_run
 from pack.training import optimizers, process
 from pack.training.adapters import inject_lora, lora_off
 from pack.training.checkpoint import checkpoint_steps, load_newest
@@ -29,7 +30,6 @@ from pack.training.session import Session
 from torch import nn
 
 from tests.training.families.test_kontext import lora_gradient, sample
-from tests.training.test_process import kontext_run
 from tests.training.tiny_flux import saved_flux, tiny_flux
 from tests.training.toy import toy_config, toy_place, toy_trainer
 

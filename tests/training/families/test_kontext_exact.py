@@ -19,84 +19,94 @@ from tests.training.tiny_flux import saved_flux, tiny_flux
 TEXT, TARGET, FIRST, SECOND = 5, 12, 6, 6
 
 
-def masked_velocity(network, family, batch, noisy, sigmas):
+class MaskedPass:
     """One pass of [text; target; references] with a mask, modulation per token and LoRA on two parts only.
 
     It walks through diffusers' own modules, without the code under test.
     """
-    from pack.training.families import kontext
 
-    inputs = kontext.flux_inputs(network, batch, noisy, sigmas)
-    references = [kontext.packed(r) for r in batch.conditions["references"]]
-    grids = [kontext.latent_grid(*r.shape[-2:]) for r in batch.conditions["references"]]
-    ids = kontext.reference_position_ids(grids, kontext.PositionScheme.INDEX_OFFSET)
-    live = TEXT + TARGET
-    total = live + FIRST + SECOND
-    mask = torch.zeros(total, total, dtype=torch.bool)
-    mask[:live] = True
-    mask[live : live + FIRST, live : live + FIRST] = True
-    mask[live + FIRST :, live + FIRST :] = True
-    rotary = network.pos_embed(torch.cat([inputs["txt_ids"], inputs["img_ids"], *ids]))
+    def __init__(self, network, inputs, ids, sigmas):
+        live = TEXT + TARGET
+        self.mask = torch.zeros(live + FIRST + SECOND, live + FIRST + SECOND, dtype=torch.bool)
+        self.mask[:live] = True
+        self.mask[live : live + FIRST, live : live + FIRST] = True
+        self.mask[live + FIRST :, live + FIRST :] = True
+        self.rotary = network.pos_embed(torch.cat([inputs["txt_ids"], inputs["img_ids"], *ids]))
 
+        def temb(sigma, guidance, pooled):
+            return network.time_text_embed(sigma * 1000, guidance * 1000, pooled)
+
+        pooled = inputs["pooled_projections"]
+        fixed = torch.full_like(sigmas, REFERENCE_SIGMA), torch.full_like(sigmas, REFERENCE_GUIDANCE)
+        self.live_temb = temb(sigmas, inputs["guidance"], pooled)
+        self.still_temb = temb(*fixed, torch.full_like(pooled, REFERENCE_POOLED))
+
+    @staticmethod
     def layer(module, x, count):
         """A linear layer whose LoRA acts on the first `count` tokens."""
         base = module.base_layer if hasattr(module, "base_layer") else module
         return torch.cat([module(x[:, :count]), base(x[:, count:])], dim=1)
 
-    def temb(sigma, guidance, pooled):
-        return network.time_text_embed(sigma * 1000, guidance * 1000, pooled)
-
-    pooled = inputs["pooled_projections"]
-    live_temb = temb(sigmas, inputs["guidance"], pooled)
-    fixed = torch.full_like(sigmas, REFERENCE_SIGMA), torch.full_like(sigmas, REFERENCE_GUIDANCE)
-    still_temb = temb(*fixed, torch.full_like(pooled, REFERENCE_POOLED))
-    image = network.x_embedder(torch.cat([inputs["hidden_states"], *references], dim=1))
-    text = network.context_embedder(inputs["encoder_hidden_states"])
-
-    def per_token(norm, x, count, split):
+    def per_token(self, norm, x, count):
         """Modulation by the live embedding for the first `count` tokens, the fixed one for the rest."""
-        a, b = norm(x[:, :count], emb=live_temb), norm(x[:, count:], emb=still_temb)
-        joined = torch.cat([a[0], b[0]], dim=1)
+        a, b = norm(x[:, :count], emb=self.live_temb), norm(x[:, count:], emb=self.still_temb)
+        others = x.shape[1] - count
         rest = [
-            torch.cat(
-                [u[:, None].expand(-1, count, -1), v[:, None].expand(-1, x.shape[1] - count, -1)], dim=1
-            )
+            torch.cat([u[:, None].expand(-1, count, -1), v[:, None].expand(-1, others, -1)], dim=1)
             for u, v in zip(a[1:], b[1:], strict=True)
         ]
-        return joined, rest
+        return torch.cat([a[0], b[0]], dim=1), rest
 
-    def heads(x):
-        return x.unflatten(-1, (1, 128))
-
-    def attend(q, k, v):
-        q, k = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
+    def attend(self, q, k, v):
+        q, k = (apply_rotary_emb(x, self.rotary, sequence_dim=1) for x in (q, k))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).transpose(1, 2).flatten(2)
 
-    for block in network.transformer_blocks:
-        attn = block.attn
-        x, (gate, shift, scale, gate_mlp) = per_token(block.norm1, image, TARGET, True)
-        c, c_gate, c_shift, c_scale, c_gate_mlp = block.norm1_context(text, emb=live_temb)
+    def double(self, block, text, image):
+        attn, layer = block.attn, self.layer
+        x, (gate, shift, scale, gate_mlp) = self.per_token(block.norm1, image, TARGET)
+        c, c_gate, c_shift, c_scale, c_gate_mlp = block.norm1_context(text, emb=self.live_temb)
         q, k = (
             attn.norm_q(heads(layer(attn.to_q, x, TARGET))),
             attn.norm_k(heads(layer(attn.to_k, x, TARGET))),
         )
         cq, ck = attn.norm_added_q(heads(attn.add_q_proj(c))), attn.norm_added_k(heads(attn.add_k_proj(c)))
         v, cv = heads(layer(attn.to_v, x, TARGET)), heads(attn.add_v_proj(c))
-        out = attend(*(torch.cat(pair, dim=1) for pair in ((cq, q), (ck, k), (cv, v))))
+        out = self.attend(*(torch.cat(pair, dim=1) for pair in ((cq, q), (ck, k), (cv, v))))
         image = image + gate * layer(attn.to_out[0], out[:, TEXT:], TARGET)
         text = text + c_gate[:, None] * attn.to_add_out(out[:, :TEXT])
         image = image + gate_mlp * block.ff(block.norm2(image) * (1 + scale) + shift)
         moved = block.norm2_context(text) * (1 + c_scale[:, None]) + c_shift[:, None]
-        text = text + c_gate_mlp[:, None] * block.ff_context(moved)
+        return text + c_gate_mlp[:, None] * block.ff_context(moved), image
+
+    def single(self, block, joint):
+        attn, layer, live = block.attn, self.layer, TEXT + TARGET
+        x, (gate,) = self.per_token(block.norm, joint, live)
+        q, k = attn.norm_q(heads(layer(attn.to_q, x, live))), attn.norm_k(heads(layer(attn.to_k, x, live)))
+        out = self.attend(q, k, heads(layer(attn.to_v, x, live)))
+        return joint + gate * block.proj_out(torch.cat([out, block.act_mlp(block.proj_mlp(x))], dim=2))
+
+
+def heads(x):
+    return x.unflatten(-1, (1, 128))
+
+
+def masked_velocity(network, family, batch, noisy, sigmas):
+    from pack.training.families import kontext
+
+    inputs = kontext.flux_inputs(network, batch, noisy, sigmas)
+    references = [kontext.packed(r) for r in batch.conditions["references"]]
+    grids = [kontext.latent_grid(*r.shape[-2:]) for r in batch.conditions["references"]]
+    ids = kontext.reference_position_ids(grids, kontext.PositionScheme.INDEX_OFFSET)
+    through = MaskedPass(network, inputs, ids, sigmas)
+    image = network.x_embedder(torch.cat([inputs["hidden_states"], *references], dim=1))
+    text = network.context_embedder(inputs["encoder_hidden_states"])
+    for block in network.transformer_blocks:
+        text, image = through.double(block, text, image)
     joint = torch.cat([text, image], dim=1)
     for block in network.single_transformer_blocks:
-        attn = block.attn
-        x, (gate,) = per_token(block.norm, joint, live, True)
-        q, k = attn.norm_q(heads(layer(attn.to_q, x, live))), attn.norm_k(heads(layer(attn.to_k, x, live)))
-        out = attend(q, k, heads(layer(attn.to_v, x, live)))
-        joint = joint + gate * block.proj_out(torch.cat([out, block.act_mlp(block.proj_mlp(x))], dim=2))
-    final = network.proj_out(network.norm_out(joint[:, TEXT:live], live_temb))
+        joint = through.single(block, joint)
+    final = network.proj_out(network.norm_out(joint[:, TEXT : TEXT + TARGET], through.live_temb))
     return kontext.unpacked(final, *noisy.shape[-2:])
 
 

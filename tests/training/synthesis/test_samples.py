@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -12,18 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drag_reading import fit_motion, parse_drag_prompt
+from drawn_samples import samples, synthesizer
 from grammar import grammar_faults
 from pack.training.synthesis.config import ASKED_WEIGHTS, TASK_WEIGHTS, SynthesisConfig, recipe_for
-from pack.training.synthesis.edges import canny
 from pack.training.synthesis.naming import background_phrase, place_of, ways_to_name
 from pack.training.synthesis.palette import BACKGROUNDS, COLOURS, MARK_COLOURS, MIN_CONTRAST, distance
-from pack.training.synthesis.render import Renderer
-from pack.training.synthesis.samples import Sample, Synthesizer
-from pack.training.synthesis.scene import Background, Scene, SceneObject, Sprite
-from pack.training.synthesis.shapes import SHAPES
+from pack.training.synthesis.samples import Synthesizer
+from pack.training.synthesis.scene import Background, Scene
 from pack.training.synthesis.tasks import TASKS
 from pack.training.synthesis.workshop import circle_gap
-from PIL import Image, ImageFilter
+from PIL import Image
 from scenes_from_json import scene_from_json
 
 MARKED = ("inpaint", "outpaint", "segment", "detect")
@@ -31,15 +28,6 @@ REFERENCED = ("reference_add", "reference_replace", "reference_attribute")
 EDITS = ("add", "remove", "replace", "multi", "recolour", "retexture", "move", "scale", "rotate")
 EDITS = (*EDITS, *MARKED, *REFERENCED)
 GENERATED = ("text_to_image", "reference_generation", "control_canny", "control_segmentation")
-
-
-def synthesizer(task: str, width: int = 96, height: int = 64, **changes: object) -> Synthesizer:
-    return Synthesizer(dataclasses.replace(recipe_for(width, height, seed=11, tasks=(task,)), **changes))
-
-
-def samples(task: str, count: int, **options: object) -> list[Sample]:
-    made = synthesizer(task, **options)
-    return [made.sample(index) for index in range(count)]
 
 
 def test_the_lists_of_tasks_are_complete() -> None:
@@ -303,56 +291,6 @@ def test_a_recipe_says_how_many_references(task: str) -> None:
         assert counts == set(range(low, high + 1))
 
 
-def test_control_maps() -> None:
-    (canny,) = samples("control_canny", 1, width=128, height=128)
-    assert canny.references[0].shape == canny.target.shape and set(np.unique(canny.references[0])) == {0, 255}
-    (segments,) = samples("control_segmentation", 1, width=128, height=128)
-    colours = {tuple(colour) for colour in segments.references[0].reshape(-1, 3)}
-    assert len(colours) == 1 + len(segments.plan.target.objects)
-
-
-def test_edges_come_from_whichever_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    found = importlib.util.find_spec
-    picture = samples("control_canny", 1, width=128, height=128)[0].target
-    drawn = {}
-    for hidden, package in (("cv2", "skimage"), ("skimage", "cv2")):
-        if found(package) is None:
-            continue
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, hidden=hidden: None if name == hidden else found(name)
-        )
-        drawn[package] = canny(picture)[..., 0] > 0
-        assert 0.005 < drawn[package].mean() < 0.2
-    assert drawn
-    if len(drawn) == 2:
-        # Both find the same outlines, within a pixel or two.
-        near = np.asarray(Image.fromarray(drawn["cv2"]).convert("L").filter(ImageFilter.MaxFilter(5))) > 0
-        assert near[drawn["skimage"]].mean() > 0.9
-
-
-def test_a_missing_edge_detector_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"control_canny needs opencv-python-headless or scikit-image: pip"):
-        synthesizer("control_canny")
-    assert "control_canny" not in Synthesizer(recipe_for(64, 64)).weights
-
-
-def test_depth_comes_from_a_supplied_map(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"control_depth needs a folder of backgrounds with a depth map"):
-        synthesizer("control_depth")
-    Image.new("RGB", (300, 200), (10, 120, 30)).save(tmp_path / "wood.jpg")
-    depth = np.linspace(0, 65535, 300 * 200).astype(np.uint16).reshape(200, 300)
-    Image.fromarray(depth).save(tmp_path / "wood.depth.png")
-    (tmp_path / "wood.txt").write_text("A dark forest.")
-    made = synthesizer("control_depth", backgrounds_folder=str(tmp_path))
-    sample = made.sample(0)
-    assert sample.plan.instruction == "A dark forest."
-    rows = sample.references[0][..., 0].astype(int)
-    assert rows[-1].mean() - rows[0].mean() > 100
-
-
 def test_photos_are_used_and_captioned(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (90, 140, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
@@ -387,69 +325,6 @@ def test_the_smallest_and_the_largest_size(size: int) -> None:
     for index in range(2 if size > 100 else 20):
         sample = made.sample(index)
         assert sample.target.shape == (size, size, 3)
-
-
-def test_edges_are_antialiased_and_patterns_visible_in_a_few_pixels() -> None:
-    made = synthesizer("text_to_image", 32, 32)
-
-    def drawn(shape: str, texture: str) -> np.ndarray:
-        item = SceneObject(
-            key=1, sprite=Sprite(shape=shape, colour="red", texture=texture), x=0.5, y=0.5, scale=0.4
-        )
-        return made.renderer.draw(Scene(objects=(item,), style=made.plan(0).target.style)).astype(int)
-
-    circle = drawn("circle", "plain")
-    assert len({tuple(colour) for colour in circle.reshape(-1, 3)}) > 8
-    pictures = [drawn("square", texture) for texture in made.config.textures]
-    for one, two in itertools.combinations(pictures, 2):
-        assert np.abs(one - two)[10:22, 10:22].mean() > 10
-
-
-def test_all_shapes_lie_in_the_unit_circle() -> None:
-    for name, shape in SHAPES.items():
-        solid = [point for part in shape.parts if part.tone != "hole" for point in part.outline]
-        assert max(math.hypot(*point) for point in solid) == pytest.approx(1.0), name
-
-
-def test_shadow_rim_and_light_change_pixels_and_stay_in_the_mask() -> None:
-    made = synthesizer(
-        "remove", 128, 128, shadow=0.4, shadow_share=1.0, rim=0.1, rim_share=1.0, light_jitter=0.1
-    )
-    for index in range(4):
-        sample = made.sample(index)
-        assert sample.source is not None and sample.mask is not None
-        assert sample.plan.target.style.light != (1.0, 1.0, 1.0)
-        changed = (sample.source != sample.target).any(axis=2)
-        assert not (changed & ~sample.mask).any()
-        body = Renderer((128, 128), made.library)
-        gone = {item.key for item in sample.plan.source.objects} - {i.key for i in sample.plan.target.objects}
-        item = sample.plan.source.find(gone.pop())
-        without_shadow = body.footprint(item, sample.plan.source.style, with_shadow=False)
-        assert changed[~without_shadow].sum() > 20
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"width": 8}, r"width must lie in 16..2048 px, got 8"),
-        ({"objects": (3, 2)}, r"objects must be two numbers in 1..6, fewest first, got \(3, 2\)"),
-        ({"references": (2, 6)}, r"references must be two numbers in 1..5, fewest first, got \(2, 6\)"),
-        ({"tasks": (("fly", 1.0),)}, r"there is no task 'fly'; allowed are text_to_image, add"),
-        ({"tasks": (("add", 0.0),)}, r"the weight of add must be above 0, got 0.0"),
-        ({"shapes": ("blob",)}, r"shapes: blob given; allowed are circle"),
-        ({"colours": ()}, r"colours: nothing given; allowed are red"),
-        ({"backgrounds": ("movie",)}, r"backgrounds: 'movie' given; allowed are plain, gradient, photo"),
-        ({"max_overlap": 1.0}, r"max_overlap must lie in 0..1, got 1.0"),
-    ],
-)
-def test_settings_that_cannot_be(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SynthesisConfig(), **changes)
-
-
-def test_a_recipe_without_room_says_what_to_change() -> None:
-    with pytest.raises(ValueError, match=r"no recolour could be made in 400 tries .* allow more shapes"):
-        synthesizer("recolour", colours=("red",)).sample(0)
 
 
 @pytest.mark.parametrize("task", ["reference_add", "reference_replace", "extract_object"])
