@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+SCALES = (".scale_weight", ".weight_scale")
+"""Endings of the scales that belong to fp8 weights, in both spellings."""
+INPUT_SCALES = (".scale_input", ".input_scale")
+"""For networks that also compute in fp8; ours compute in bf16 and have no use for them."""
 LISTED = 6
 """Names of each kind of fault that a message spells out."""
 

@@ -27,7 +27,6 @@ log = logging.getLogger("dreamomni")
 KEY = "dreamomni_reference_cache"
 PURPOSE = "the reference cache"
 MOVED_NOTE = "not enough GPU memory for the references: kept in system memory, steps are slower"
-
 NONE_NOTE = "no references in this run: nothing written, nothing read"
 
 

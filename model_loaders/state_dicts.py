@@ -14,13 +14,12 @@ from torch import Tensor
 
 from ..dit.flux_names import FINAL_MODULATION, bare_names, diffusers_sources, flux_prefix
 from ..dit.flux_shape import FluxShape, flux_shape
+from ..dit.tensor_names import INPUT_SCALES, SCALES
 from .weight_files import Shapes
 
 log = logging.getLogger("dreamomni")
 
 FP8_MARKER = "scaled_fp8"
-SCALES = (".scale_weight", ".weight_scale")
-INPUT_SCALES = (".scale_input", ".input_scale")
 LAYER_NOTE = ".comfy_quant"
 LAYER_NOTES = "_quantization_metadata"
 

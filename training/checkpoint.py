@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..dit.safetensors_files import open_weights
 from ..dit.whole_files import PARTIAL, flush_to_disk
 from .files import file_sha256, require_space, write_json, write_tensors
 
@@ -128,9 +128,8 @@ def load_checkpoint(path: Path) -> RunState:
     if fault is not None:
         raise ValueError(f"checkpoint {path} is damaged: {fault}")
     data = json.loads((path / STATE).read_text(encoding="utf-8"))
-    with open_weights(path / TENSORS) as file:
-        # Copies: the optimizer keeps some of them, and Windows lets nobody remove a file that is mapped.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    # Copies: the optimizer keeps some of them, and Windows lets nobody remove a file that is mapped.
+    tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
     return RunState(step=data["step"], tensors=tensors, data=data["data"])
 
 

@@ -18,9 +18,15 @@ Line = tuple[float, float, tuple[float, float] | None]
 
 
 def read_lines(text: str) -> list[Line]:
-    """(x, y, where it goes or None) for each line; raises ValueError naming the line."""
-    if text.lstrip().startswith("["):
-        return read_list(text)
+    """(x, y, where it goes or None) for each line or item of a list; ValueError says what is wrong."""
+    lines = read_list(text) if text.lstrip().startswith("[") else read_rows(text)
+    if not lines:
+        raise ValueError(f"no points given; write one per line, like {EXAMPLE!r}")
+    return lines
+
+
+def read_rows(text: str) -> list[Line]:
+    """The points of lines; raises ValueError naming the line."""
     lines: list[Line] = []
     for number, row in enumerate(re.split(r"[\n;]", text), 1):
         if not row.strip():
@@ -34,23 +40,18 @@ def read_lines(text: str) -> list[Line]:
         assert x is not None and y is not None
         goal = None if end[0] is None or end[1] is None else (end[0], end[1])
         lines.append((x, y, goal))
-    if not lines:
-        raise ValueError(f"no points given; write one per line, like {EXAMPLE!r}")
     return lines
 
 
 def read_list(text: str) -> list[Line]:
     """The points of a JSON list of x and y; ValueError for any other list."""
     try:
-        lines: list[Line] = [(float(point["x"]), float(point["y"]), None) for point in json.loads(text)]
+        return [(float(point["x"]), float(point["y"]), None) for point in json.loads(text)]
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(
             f'points begin with \'[\' but are no list like [{{"x": 120, "y": 80}}] ({error}); or write one '
             f"per line, like {EXAMPLE!r}"
         ) from error
-    if not lines:
-        raise ValueError(f"no points given; write one per line, like {EXAMPLE!r}")
-    return lines
 
 
 def points_from_text(

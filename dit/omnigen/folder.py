@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..safetensors_files import indexed_shards
-from ..tensor_names import tensor_faults
+from ..tensor_names import INPUT_SCALES, SCALES, tensor_faults
 from .config import OmniGenConfig, config_from_json
 from .embed import grid_positions
 from .network import OmniGenNetwork
@@ -19,9 +19,6 @@ from .state_dict import is_diffusers, to_official
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TABLE = "pos_embed"
-SCALES = (".scale_weight", ".weight_scale")
-INPUT_SCALES = (".scale_input", ".input_scale")
-"""For networks that also compute in fp8; ours computes in bf16 and has no use for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,27 +13,16 @@ from omnigen_sampling import (
     run,
     without_cache,
 )
-from tiny_omnigen import tiny_config, write_official
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_official(tmp_path_factory.mktemp("omnigen"), tiny_config())
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load(folder)
 
 
 SAMPLERS = ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s_ancestral", "uni_pc"]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_stock_sampler(sampler, loaded):
-    model, processor = loaded
+def test_every_stock_sampler(sampler, loaded_omnigen):
+    model, processor = loaded_omnigen
     conds = conditionings(processor)
     cached = run(model, conds, noise_of(batch=2), sampler)
     plain = run(without_cache(model), conds, noise_of(batch=2), sampler)
@@ -42,13 +31,13 @@ def test_every_stock_sampler(sampler, loaded):
 
 
 @pytest.mark.parametrize("solver", ["ab2", "adams-2", "adams-3", "euler", "heun"])
-def test_every_own_solver(solver, loaded):
+def test_every_own_solver(solver, loaded_omnigen):
     from comfy_extras.nodes_custom_sampler import DualCFGGuider
     from pack.nodes.sampling import NODES
 
     node = next(node for node in NODES if node.define_schema().node_id == "DreamOmniSolver")
     sampler = node.execute(solver).args[0]
-    model, processor = loaded
+    model, processor = loaded_omnigen
     conds = conditionings(processor)
     results = []
     for patcher in (model, without_cache(model)):
@@ -165,9 +154,9 @@ def hooked(conds, strength):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_stale_after(change, loaded):
+def test_nothing_stale_after(change, loaded_omnigen):
     """A warm cache, one change, and the picture equals the one made without any cache."""
-    model, processor = loaded
+    model, processor = loaded_omnigen
     run(model, conditionings(processor), noise_of())
     run(with_lora(model, 0.5), conditionings(processor), noise_of())
     other, options = CHANGES[change](model, processor)
@@ -197,8 +186,8 @@ def with_references(conds, batch, channels=4):
     return edited
 
 
-def test_references_of_another_batch_or_vae_are_refused(loaded):
-    model, processor = loaded
+def test_references_of_another_batch_or_vae_are_refused(loaded_omnigen):
+    model, processor = loaded_omnigen
     conds = conditionings(processor)
     assert conds[0][0][1]["reference_latents"][0].shape == (1, 4, 4, 6)
     with pytest.raises(ValueError, match=r"reference 1 is a batch of 3 but 1 picture\(s\) are sampled"):
@@ -208,8 +197,8 @@ def test_references_of_another_batch_or_vae_are_refused(loaded):
     assert len(run(model, with_references(conds, 3), noise_of(batch=3))) == 3
 
 
-def test_batches_of_two_sizes_meet_in_every_pair(loaded):
-    model, processor = loaded
+def test_batches_of_two_sizes_meet_in_every_pair(loaded_omnigen):
+    model, processor = loaded_omnigen
     ids = processor.tokenize(f"{ONE} beside <img><|image_2|></img>", [(32, 32)] * 2).as_tensor()
     conds = model.model.extra_conds(
         cross_attn=ids,
@@ -220,9 +209,9 @@ def test_batches_of_two_sizes_meet_in_every_pair(loaded):
     assert len({prefix.elements for prefix in conds["prefixes"].cond}) == 6
 
 
-def test_changes_do_change_the_picture(loaded):
+def test_changes_do_change_the_picture(loaded_omnigen):
     """The test above could not fail if LoRAs and pictures had no effect."""
-    model, processor = loaded
+    model, processor = loaded_omnigen
     base = run(model, conditionings(processor), noise_of())
     for other, conds in (
         (with_lora(model, 0.5), conditionings(processor)),
@@ -233,10 +222,10 @@ def test_changes_do_change_the_picture(loaded):
         assert (run(other, conds, noise_of()) - base).abs().max() > 0.01
 
 
-def test_a_new_seed_pays_for_no_prefix_and_unloading_frees_it(folder):
+def test_a_new_seed_pays_for_no_prefix_and_unloading_frees_it(omnigen_folder):
     import comfy.model_management
 
-    model, processor = load(folder)
+    model, processor = load(omnigen_folder)
     run(model, conditionings(processor), noise_of())
     assert cache_of(model).prefills == 3
     run(model, conditionings(processor), noise_of(1), "heun")
@@ -246,12 +235,12 @@ def test_a_new_seed_pays_for_no_prefix_and_unloading_frees_it(folder):
     assert cache_of(model).num_bytes == 0
 
 
-def test_cancel_in_the_middle_leaves_nothing_half_written(folder, monkeypatch):
+def test_cancel_in_the_middle_leaves_nothing_half_written(omnigen_folder, monkeypatch):
     from pack.dit.omnigen.blocks import DecoderLayer
 
     import comfy.model_management
 
-    model, processor = load(folder)
+    model, processor = load(omnigen_folder)
     conds = conditionings(processor)
     expected = run(without_cache(model), conds, noise_of())
     forward = DecoderLayer.forward

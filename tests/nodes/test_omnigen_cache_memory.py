@@ -18,22 +18,12 @@ from tiny_omnigen import tiny_config, write_official
 pytestmark = pytest.mark.host
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_official(tmp_path_factory.mktemp("omnigen"), tiny_config())
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load(folder)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_out_of_memory_while_writing_falls_back(folder, monkeypatch, caplog, kind):
+def test_out_of_memory_while_writing_falls_back(omnigen_folder, monkeypatch, caplog, kind):
     from pack.dit.omnigen import cached
 
     error = full_error(kind, monkeypatch)
-    model, processor = load(folder)
+    model, processor = load(omnigen_folder)
     conds = conditionings(processor)
     plain = run(without_cache(model), conds, noise_of())
 
@@ -47,8 +37,8 @@ def test_out_of_memory_while_writing_falls_back(folder, monkeypatch, caplog, kin
     assert "runs without it" in caplog.text
 
 
-def test_a_limit_that_is_too_low_warns_once_in_a_run(folder, caplog):
-    model, processor = load(folder, max_bytes=1000)
+def test_a_limit_that_is_too_low_warns_once_in_a_run(omnigen_folder, caplog):
+    model, processor = load(omnigen_folder, max_bytes=1000)
     conds = conditionings(processor)
     with caplog.at_level("WARNING", logger="dreamomni"):
         run(model, conds, noise_of())
@@ -64,9 +54,9 @@ def test_a_limit_that_is_too_low_warns_once_in_a_run(folder, caplog):
         assert remedy in text
 
 
-def test_the_default_limit_is_silent_and_so_is_none_at_all(folder, caplog):
+def test_the_default_limit_is_silent_and_so_is_none_at_all(omnigen_folder, caplog):
     for settings in ({}, {"max_bytes": 0}):
-        model, processor = load(folder, **settings)
+        model, processor = load(omnigen_folder, **settings)
         with caplog.at_level("WARNING", logger="dreamomni"):
             run(model, conditionings(processor), noise_of())
         assert not caplog.records
@@ -91,8 +81,8 @@ def test_the_remedies_named_are_inputs_of_the_nodes():
     assert "8 bit" not in full and "cache_limit_gb" not in full
 
 
-def test_memory_estimate_counts_references_and_cache(loaded):
-    model, processor = loaded
+def test_memory_estimate_counts_references_and_cache(loaded_omnigen):
+    model, processor = loaded_omnigen
     shape = [1, 4, 128, 128]
     positive = conditionings(processor)[0][0]
     few = model.model.extra_conds_shapes(cross_attn=positive[0])
@@ -104,12 +94,12 @@ def test_memory_estimate_counts_references_and_cache(loaded):
     assert both - some == 4096 * 2 * 2 * 32 * 4
 
 
-def test_memory_estimate_follows_the_cache_settings(folder):
+def test_memory_estimate_follows_the_cache_settings(omnigen_folder):
     shape, lengths = [1, 4, 128, 128], {"prefixes": [[1, 1, 4096], [1, 1, 4096]]}
     tokens = 4096 * 2
 
     def estimate(**settings):
-        return load(folder, **settings)[0].model.memory_required(shape, cond_shapes=lengths)
+        return load(omnigen_folder, **settings)[0].model.memory_required(shape, cond_shapes=lengths)
 
     without = estimate(enabled=False)
     assert estimate(max_bytes=0) == without
@@ -119,12 +109,12 @@ def test_memory_estimate_follows_the_cache_settings(folder):
     assert estimate(max_bytes=1000) - without == 1000
 
 
-def test_another_patcher_of_the_folder_keeps_the_settings(folder):
+def test_another_patcher_of_the_folder_keeps_the_settings(omnigen_folder):
     """Newer hosts make one of another kind by calling the loader again."""
     from pack.dit.omnigen.prefix_cache import CacheSettings
     from pack.model_loaders.omnigen_model import CACHE_OPTION
 
-    model = load(folder, eight_bit=True)[0]
+    model = load(omnigen_folder, eight_bit=True)[0]
     function, arguments = model.cached_patcher_init
     other = function(*arguments, disable_dynamic=True)
     settings = CacheSettings(eight_bit=True)

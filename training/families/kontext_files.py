@@ -24,9 +24,9 @@ from ...dit.flux_names import (
     flux_prefix,
 )
 from ...dit.flux_shape import flux_shape
+from ...dit.tensor_names import SCALES
 from ..base_files import base_files, opened
 
-SCALES = (".scale_weight", ".weight_scale")
 IGNORED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 BFL_MARK = "double_blocks.0.img_attn.qkv.weight"
 
